@@ -1,0 +1,1 @@
+"""One exporter per target, found through entry points."""

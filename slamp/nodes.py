@@ -1,0 +1,232 @@
+"""The nodes of a spiking graph, named and shaped as in NIR; what one time step of each computes.
+
+Arrays are read-only float32 NumPy arrays. Neuron parameters have the full shape of the neurons; uniform ones are
+broadcast views, so they cost no memory. Shapes never include the batch axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+from slamp.errors import GraphError
+
+Reset = Literal["value", "subtract"]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Input:
+    """Where the raster enters. ``shape``: features of one sample at one step."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Output:
+    """Where spikes or membrane values leave. ``shape``: features of one sample at one step."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Linear:
+    """``y = x @ weight.T``; weight shape (out, in)."""
+
+    weight: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Affine:
+    """``y = x @ weight.T + bias``; weight shape (out, in), bias shape (out,)."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Conv1d:
+    """Cross-correlation over one axis; weight shape (out, in / groups, kernel), bias (out,) or None.
+
+    ``padding`` is one number per axis, zeros on both sides, or "same" as torch pads it.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | Literal["same"]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Conv2d:
+    """Cross-correlation over two axes; weight shape (out, in / groups, kernel_y, kernel_x), bias (out,) or None.
+
+    ``padding`` is one number per axis, zeros on both sides, or "same" as torch pads it.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | Literal["same"]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SumPool2d:
+    """Sum over windows, computed as torch's LPPool2d with norm 1 does: mean times window size."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AvgPool2d:
+    """Mean over windows, zero padding counted."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Flatten:
+    """Merge feature axes ``start_dim`` to ``end_dim`` (inclusive, batch axis not counted)."""
+
+    start_dim: int
+    end_dim: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scale:
+    """``y = scale * x + shift`` per channel (first feature axis), rounded once, as torch's batch normalization does.
+
+    ``scale`` and ``shift`` have shape (channels,); they are what torch's evaluation-mode kernel derives from weight,
+    bias and running statistics.
+    """
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class IF:
+    """Integrate-and-fire. One step: ``v += x``; ``s = v > v_threshold``; reset. Starts at ``v = v_reset``.
+
+    Norse: ``IAFCell`` (`norse/torch/functional/iaf.py`). Reset by value sets ``v = v_reset``, by subtraction
+    ``v -= v_threshold``.
+    """
+
+    v_threshold: np.ndarray
+    v_reset: np.ndarray
+    reset: Reset = "value"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LIF:
+    """Leaky integrate-and-fire without synaptic current. Starts at ``v = v_leak``.
+
+    One step: ``v += decay_mem * ((x + v_leak) - v)``; ``s = v > v_threshold``; reset. ``decay_mem = dt / tau_mem`` is
+    the share lost per step. Norse: ``LIFBoxCell`` (`norse/torch/functional/lif_box.py`).
+    """
+
+    decay_mem: np.ndarray
+    v_leak: np.ndarray
+    v_threshold: np.ndarray
+    v_reset: np.ndarray
+    reset: Reset = "value"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CubaLIF:
+    """Current-based leaky integrate-and-fire. Starts at ``v = v_leak, i = 0``.
+
+    One step: ``i += x``; ``v += decay_mem * ((v_leak - v) + i)``; ``i -= decay_syn * i``; ``s = v > v_threshold``;
+    reset. Norse: ``LIFCell`` (`norse/torch/functional/lif.py`, lif_feed_forward_step).
+    """
+
+    decay_syn: np.ndarray
+    decay_mem: np.ndarray
+    v_leak: np.ndarray
+    v_threshold: np.ndarray
+    v_reset: np.ndarray
+    reset: Reset = "value"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LI:
+    """Leaky integrator readout. One step: ``v += decay_mem * ((v_leak - v) + x)``; output ``v``. Norse: ``LIBoxCell``.
+
+    Associated otherwise than `LIF`; with ``v_leak = 0`` the two agree bit for bit.
+    """
+
+    decay_mem: np.ndarray
+    v_leak: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CubaLI:
+    """Current-based leaky integrator readout: as `CubaLIF` without spike and reset; output ``v``. Norse: ``LICell``."""
+
+    decay_syn: np.ndarray
+    decay_mem: np.ndarray
+    v_leak: np.ndarray
+
+
+Weighted = Linear | Affine | Conv1d | Conv2d
+Spiking = IF | LIF | CubaLIF
+Readout = LI | CubaLI
+Neuron = Spiking | Readout
+Pool = SumPool2d | AvgPool2d
+Node = Input | Output | Weighted | Pool | Flatten | Scale | Neuron
+
+WEIGHTED = (Linear, Affine, Conv1d, Conv2d)
+SPIKING = (IF, LIF, CubaLIF)
+READOUT = (LI, CubaLI)
+NEURON = (*SPIKING, *READOUT)
+NODE_TYPES: Mapping[str, type] = {
+    kind.__name__: kind
+    for kind in (Input, Output, *WEIGHTED, SumPool2d, AvgPool2d, Flatten, Scale, IF, LIF, CubaLIF, LI, CubaLI)
+}
+
+
+def frozen_array(values: np.ndarray) -> np.ndarray:
+    """Return a read-only, C-contiguous float32 copy (broadcast views stay views)."""
+    array = np.asarray(values, dtype=np.float32)
+    if 0 not in array.strides or array.ndim == 0:
+        array = np.array(array, dtype=np.float32, order="C", copy=True)
+    array.flags.writeable = False
+    return array
+
+
+def uniform(value: float, shape: Shape) -> np.ndarray:
+    """Return a read-only array of one value that occupies four bytes."""
+    return np.broadcast_to(np.asarray(value, dtype=np.float32), shape)
+
+
+def per_neuron(values: np.ndarray, shape: Shape, *, where: str) -> np.ndarray:
+    """Broadcast a neuron parameter to the shape of its neurons; raises `GraphError` where it does not fit."""
+    try:
+        return np.broadcast_to(np.array(values, dtype=np.float32), shape)
+    except ValueError as error:
+        raise GraphError(
+            f"{where}: parameter of shape {np.shape(values)} does not fit neurons of shape {shape}; "
+            "give one number, or one per neuron"
+        ) from error
+
+
+def arrays_of(node: Node) -> dict[str, np.ndarray]:
+    """Return the array fields of a node by name."""
+    values = {field.name: getattr(node, field.name) for field in fields(node)}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+def settings_of(node: Node) -> dict[str, object]:
+    """Return the fields of a node that are not arrays, by name."""
+    values = {field.name: getattr(node, field.name) for field in fields(node)}
+    return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}

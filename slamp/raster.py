@@ -1,0 +1,179 @@
+"""Spike rasters and samples files: the inputs and outputs of every network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from slamp.errors import RasterError
+
+Kind = Literal["auto", "spikes", "analog"]
+
+
+@dataclass(frozen=True, eq=False)
+class SpikeRaster:
+    """Spikes (or direct-coded analog values) over time for a batch of samples.
+
+    Attributes:
+        data: Shape (time, batch, *features). bool for spikes, float32 for analog values. NumPy arrays and tensors are
+            accepted; integers and floats that hold only 0 and 1 become bool unless ``kind="analog"``.
+        dt: Length of one time step in seconds.
+        labels: Optional class of each sample, int64, shape (batch,).
+        kind: "spikes" refuses anything but 0 and 1, "analog" keeps float32, "auto" decides by the values.
+
+    Raises:
+        RasterError: Fewer than three axes, an empty axis, a forbidden dtype or value, a dt that is not positive.
+    """
+
+    data: torch.Tensor
+    dt: float = 1e-3
+    labels: torch.Tensor | None = None
+    kind: Kind = "auto"
+
+    def __post_init__(self) -> None:
+        data = _as_tensor(self.data)
+        if data.ndim < 3:
+            raise RasterError(
+                f"raster: shape {tuple(data.shape)} has {data.ndim} axes; allowed is (time, batch, *features); "
+                "add the missing axis, for one sample with data[:, None]"
+            )
+        if data.numel() == 0:
+            raise RasterError(f"raster: shape {tuple(data.shape)} holds no cells; give at least one step and sample")
+        if not (isinstance(self.dt, (int, float)) and np.isfinite(self.dt) and self.dt > 0):
+            raise RasterError(f"raster: dt is {self.dt!r}; allowed is a positive number of seconds, such as 1e-3")
+        object.__setattr__(self, "data", _typed(data, self.kind))
+        object.__setattr__(self, "dt", float(self.dt))
+        object.__setattr__(self, "kind", "spikes" if self.is_spikes else "analog")
+        if self.labels is not None:
+            object.__setattr__(self, "labels", _checked_labels(self.labels, data.shape[1]))
+
+    @property
+    def is_spikes(self) -> bool:
+        """True for a bool raster, False for analog values."""
+        return self.data.dtype == torch.bool
+
+    @property
+    def steps(self) -> int:
+        """Number of time steps."""
+        return int(self.data.shape[0])
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return int(self.data.shape[1])
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Shape of one sample at one time step."""
+        return tuple(int(size) for size in self.data.shape[2:])
+
+    def to(self, device: str | torch.device) -> SpikeRaster:
+        """Return the raster on another device."""
+        return SpikeRaster(self.data.to(device), self.dt, self.labels, kind=self.kind)
+
+    def samples(self, start: int, stop: int) -> SpikeRaster:
+        """Return samples ``start`` to ``stop`` (exclusive), labels included."""
+        labels = None if self.labels is None else self.labels[start:stop]
+        return SpikeRaster(self.data[:, start:stop], self.dt, labels, kind=self.kind)
+
+    def batches(self, size: int) -> Iterator[SpikeRaster]:
+        """Yield the raster in pieces of at most ``size`` samples."""
+        for start in range(0, self.batch, size):
+            yield self.samples(start, min(start + size, self.batch))
+
+    def numpy(self) -> np.ndarray:
+        """Return the data as a NumPy array on the host."""
+        array: np.ndarray = self.data.detach().cpu().numpy()
+        return array
+
+
+def load_samples(path: str | Path) -> SpikeRaster:
+    """Read a samples file.
+
+    An npz with ``spikes`` (time, batch, *features) holding 0 and 1, or ``analog`` with float32 values in its place,
+    optional ``labels`` (batch,) and optional ``dt`` in seconds (default 1e-3).
+
+    Raises:
+        RasterError: The file is missing, is not an npz, or holds the wrong arrays.
+    """
+    path = Path(path)
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise RasterError(f"{path}: there is no such samples file; give an npz with 'spikes'") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise RasterError(f"{path}: not a readable npz ({error}); write it with numpy.savez") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise RasterError(f"{path}: a single array, not an npz; write it with numpy.savez(path, spikes=..., labels=...)")
+    with archive:
+        try:
+            arrays = {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            raise RasterError(f"{path}: damaged npz ({error}); write it again with numpy.savez") from error
+    if ("spikes" in arrays) == ("analog" in arrays):
+        raise RasterError(
+            f"{path}: found arrays {sorted(arrays)}; allowed is exactly one of 'spikes' (0 and 1) and 'analog' (float32)"
+        )
+    name = "spikes" if "spikes" in arrays else "analog"
+    dt = arrays.get("dt", np.asarray(1e-3))
+    if dt.size != 1 or not np.issubdtype(dt.dtype, np.number):
+        raise RasterError(f"{path}: dt has shape {dt.shape} and dtype {dt.dtype}; allowed is one number of seconds")
+    kind: Kind = "spikes" if name == "spikes" else "analog"
+    try:
+        return SpikeRaster(arrays[name], float(dt.reshape(())), arrays.get("labels"), kind=kind)  # type: ignore[arg-type]  # arrays are converted in __post_init__
+    except RasterError as error:
+        raise RasterError(f"{path}: {error}") from error
+
+
+def save_samples(raster: SpikeRaster, path: str | Path) -> None:
+    """Write a raster as a samples file that `load_samples` reads back."""
+    arrays: dict[str, Any] = {"spikes" if raster.is_spikes else "analog": raster.numpy(), "dt": np.float64(raster.dt)}
+    if raster.labels is not None:
+        arrays["labels"] = raster.labels.cpu().numpy()
+    np.savez_compressed(path, **arrays)
+
+
+def _as_tensor(data: object) -> torch.Tensor:
+    if isinstance(data, torch.Tensor):
+        return data.detach()
+    array = np.asarray(data)
+    if array.dtype == object or array.dtype.kind not in "biuf":
+        raise RasterError(f"raster: dtype {array.dtype}; allowed are bool, integers of 0 and 1, and float32")
+    return torch.tensor(array)
+
+
+def _typed(data: torch.Tensor, kind: Kind) -> torch.Tensor:
+    if data.dtype == torch.bool:
+        if kind == "analog":
+            return data.to(torch.float32)
+        return data
+    if data.is_complex() or data.dtype in (torch.float64, torch.float16, torch.bfloat16):
+        raise RasterError(f"raster: dtype {data.dtype}; allowed are bool and float32; convert with .astype('float32')")
+    if data.dtype == torch.float32 and not bool(torch.isfinite(data).all()):
+        raise RasterError("raster: holds NaN or infinity; allowed are finite numbers")
+    binary = bool(((data == 0) | (data == 1)).all())
+    if kind == "spikes" and not binary:
+        extremes = f"{data.min().item():g} to {data.max().item():g}"
+        raise RasterError(
+            f"raster: spikes range over {extremes}; allowed are 0 and 1; binarize the counts, "
+            "or say kind='analog' (in a samples file: name the array 'analog') for direct-coded values"
+        )
+    if data.dtype != torch.float32 and not binary:
+        raise RasterError(
+            f"raster: dtype {data.dtype} with values other than 0 and 1; allowed are bool spikes and float32 analog values"
+        )
+    return data.to(torch.bool) if binary and kind != "analog" else data.to(torch.float32)
+
+
+def _checked_labels(labels: object, batch: int) -> torch.Tensor:
+    tensor = torch.as_tensor(labels)
+    if tensor.ndim != 1 or tensor.shape[0] != batch or tensor.is_floating_point():
+        raise RasterError(
+            f"raster: labels of shape {tuple(tensor.shape)}, {tensor.dtype}; allowed are {batch} integers, one per sample"
+        )
+    return tensor.to(torch.int64)

@@ -1,0 +1,295 @@
+"""Read one torch or Norse module into a graph node. Modules are read by exact type: a subclass may compute otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from norse.torch import IAFCell, LIBoxCell, LICell, LIFBoxCell, LIFCell
+from norse.torch.functional.reset import reset_subtract, reset_value
+
+from slamp.errors import UnsupportedModuleError
+from slamp.nodes import (
+    IF,
+    LI,
+    LIF,
+    Affine,
+    AvgPool2d,
+    Conv1d,
+    Conv2d,
+    CubaLI,
+    CubaLIF,
+    Flatten,
+    Linear,
+    Node,
+    Reset,
+    Scale,
+    Shape,
+    SumPool2d,
+    frozen_array,
+    per_neuron,
+)
+
+DETERMINISTIC_SPIKE_METHODS = ("heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc", "adjoint")
+VANISHING = (torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.AlphaDropout)
+# What to write instead of modules people are likely to try.
+ADVICE = {
+    "MaxPool2d": "use torch.nn.LPPool2d(1, k) (sum pooling) or AvgPool2d",
+    "ReLU": "drop it: spikes are not negative",
+    "LIF": "use LIFCell in a SequentialState and loop over time outside",
+    "LI": "use LICell and loop over time outside",
+    "IAF": "use IAFCell and loop over time outside",
+    "Lift": "use the lifted module itself and loop over time outside",
+    "LIFRecurrentCell": "recurrence is not captured yet; use LIFCell",
+    "LILinearCell": "use Linear(bias=False) followed by LICell",
+    "LIFAdExCell": "use LIFCell",
+    "IzhikevichCell": "use LIFCell",
+    "CobaLIFCell": "use LIFCell",
+}
+
+
+def read_module(module: torch.nn.Module, shape: Shape, *, where: str, dt: float | None) -> Node | None:
+    """Return the node a module computes, or None for modules that vanish in evaluation mode.
+
+    Args:
+        module: The module.
+        shape: Shape of its input without batch axis.
+        where: Path of the module in the network, for messages.
+        dt: Time step of the neurons read so far, or None.
+
+    Raises:
+        UnsupportedModuleError: The module, or one of its options, has no node.
+    """
+    if type(module) in VANISHING:
+        return None
+    reader = READERS.get(type(module))
+    if reader is None:
+        raise unsupported(module, where)
+    _check_plain_weights(module, where)
+    return reader(module, Site(where, shape, dt))
+
+
+def unsupported(module: torch.nn.Module, where: str) -> UnsupportedModuleError:
+    """Return the error for a module of a type that is not captured."""
+    name = type(module).__name__
+    advice = ADVICE.get(name, "replace it by one of those")
+    return UnsupportedModuleError(
+        f"{where}: {type(module).__module__}.{name} is not captured; "
+        f"allowed are SequentialState, {', '.join(sorted(kind.__name__ for kind in (*READERS, *VANISHING)))}; {advice}"
+    )
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a module stands: its path, the shape of its input, and the dt of the neurons before it."""
+
+    path: str
+    shape: Shape
+    dt: float | None
+
+    def refuse(self, found: str, advice: str) -> UnsupportedModuleError:
+        """Return an error about the module here."""
+        return UnsupportedModuleError(f"{self.path}: {found}; {advice}")
+
+
+def _check_plain_weights(module: torch.nn.Module, where: str) -> None:
+    if any(name.endswith("_orig") for name, _ in module.named_parameters(recurse=False)):
+        raise UnsupportedModuleError(
+            f"{where}: the weight is reparametrized by torch.nn.utils.prune; call torch.nn.utils.prune.remove first"
+        )
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        raise UnsupportedModuleError(
+            f"{where}: the weight is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise UnsupportedModuleError(f"{where}: {name} is {tensor.dtype}; allowed is float32; call net.float()")
+
+
+def _linear(module: torch.nn.Linear, site: Site) -> Node:
+    if len(site.shape) != 1:
+        raise site.refuse(
+            f"Linear receives shape {site.shape} per sample, allowed is one axis", "put torch.nn.Flatten before it"
+        )
+    weight = _array(module.weight)
+    return Linear(weight) if module.bias is None else Affine(weight, _array(module.bias))
+
+
+def _conv(module: torch.nn.Conv1d | torch.nn.Conv2d, site: Site) -> Node:
+    if module.padding_mode != "zeros":
+        raise site.refuse(f"padding_mode is {module.padding_mode!r}, allowed is 'zeros'", "pad with zeros")
+    axes = len(module.kernel_size)
+    padding: Any = tuple(module.padding) if not isinstance(module.padding, str) else module.padding
+    if padding == "valid":
+        padding = (0,) * axes
+    if padding == "same":
+        totals = [dilation * (kernel - 1) for dilation, kernel in zip(module.dilation, module.kernel_size, strict=True)]
+        if all(total % 2 == 0 for total in totals):
+            padding = tuple(total // 2 for total in totals)
+    kind = Conv1d if axes == 1 else Conv2d
+    return kind(
+        weight=_array(module.weight),
+        bias=None if module.bias is None else _array(module.bias),
+        stride=tuple(module.stride),
+        padding=padding,
+        dilation=tuple(module.dilation),
+        groups=module.groups,
+    )
+
+
+def _avg_pool(module: torch.nn.AvgPool2d, site: Site) -> Node:
+    padding = _pair(module.padding)
+    if module.ceil_mode or module.divisor_override is not None or (padding != (0, 0) and not module.count_include_pad):
+        raise site.refuse(
+            "AvgPool2d with ceil_mode, divisor_override or count_include_pad=False under padding is not captured",
+            "use the defaults",
+        )
+    return AvgPool2d(_pair(module.kernel_size), _pair(module.stride), padding)
+
+
+def _sum_pool(module: torch.nn.LPPool2d, site: Site) -> Node:
+    if float(module.norm_type) != 1.0 or module.ceil_mode:
+        raise site.refuse(
+            f"LPPool2d with norm_type {module.norm_type}, ceil_mode {module.ceil_mode}",
+            "allowed is norm_type 1 (sum pooling) without ceil_mode",
+        )
+    kernel = _pair(module.kernel_size)
+    return SumPool2d(kernel, kernel if module.stride is None else _pair(module.stride))
+
+
+def _flatten(module: torch.nn.Flatten, site: Site) -> Node | None:
+    axes = len(site.shape) + 1
+    start = module.start_dim % axes
+    end = module.end_dim % axes
+    if start == 0:
+        raise site.refuse("Flatten(start_dim=0) merges the batch axis", "use start_dim=1")
+    return Flatten(start - 1, end - 1) if end > start else None
+
+
+def _batch_norm(module: torch.nn.BatchNorm1d | torch.nn.BatchNorm2d, site: Site) -> Node:
+    if module.running_mean is None or module.running_var is None:
+        raise site.refuse("batch normalization without running statistics", "use track_running_stats=True")
+    # The kernel itself says what it multiplies and adds: its results for 1 (without mean and bias) and for 0.
+    zeros = torch.zeros_like(module.running_mean)
+    probe = zeros.reshape(1, -1, *([1] * max(len(site.shape) - 1, 0)))
+    with torch.no_grad():
+        scale = F.batch_norm(
+            torch.ones_like(probe), zeros, module.running_var, module.weight, zeros, False, 0.0, module.eps
+        )
+        shift = F.batch_norm(
+            probe, module.running_mean, module.running_var, module.weight, module.bias, False, 0.0, module.eps
+        )
+    return Scale(_array(scale.reshape(-1)), _array(shift.reshape(-1)))
+
+
+def _iaf(module: IAFCell, site: Site) -> Node:
+    p = module.p
+    _check_neuron(module, site)
+    shape, where = site.shape, site.path
+    return IF(_number(p.v_th, shape, where), _number(p.v_reset, shape, where))
+
+
+def _lif_box(module: LIFBoxCell, site: Site) -> Node:
+    p = module.p
+    _check_neuron(module, site)
+    shape, where = site.shape, site.path
+    return LIF(
+        decay_mem=_number(_decay(module.dt, p.tau_mem_inv), shape, where),
+        v_leak=_number(p.v_leak, shape, where),
+        v_threshold=_number(p.v_th, shape, where),
+        v_reset=_number(p.v_reset, shape, where),
+        reset=_reset(p.reset_method, site),
+    )
+
+
+def _lif(module: LIFCell, site: Site) -> Node:
+    p = module.p
+    _check_neuron(module, site)
+    shape, where = site.shape, site.path
+    return CubaLIF(
+        decay_syn=_number(_decay(module.dt, p.tau_syn_inv), shape, where),
+        decay_mem=_number(_decay(module.dt, p.tau_mem_inv), shape, where),
+        v_leak=_number(p.v_leak, shape, where),
+        v_threshold=_number(p.v_th, shape, where),
+        v_reset=_number(p.v_reset, shape, where),
+    )
+
+
+def _li_box(module: LIBoxCell, site: Site) -> Node:
+    _check_neuron(module, site)
+    decay = _number(_decay(module.dt, module.p.tau_mem_inv), site.shape, site.path)
+    return LI(decay, _number(module.p.v_leak, site.shape, site.path))
+
+
+def _li(module: LICell, site: Site) -> Node:
+    _check_neuron(module, site)
+    p, shape, where = module.p, site.shape, site.path
+    return CubaLI(
+        decay_syn=_number(_decay(module.dt, p.tau_syn_inv), shape, where),
+        decay_mem=_number(_decay(module.dt, p.tau_mem_inv), shape, where),
+        v_leak=_number(p.v_leak, shape, where),
+    )
+
+
+def _check_neuron(module: Any, site: Site) -> None:
+    method = getattr(module.p, "method", "heaviside")
+    if method not in DETERMINISTIC_SPIKE_METHODS:
+        raise site.refuse(
+            f"spike method {method!r} is probabilistic or unknown",
+            f"allowed are {', '.join(DETERMINISTIC_SPIKE_METHODS)}",
+        )
+    if site.dt is not None and site.dt != module.dt:
+        raise site.refuse(
+            f"dt is {module.dt:g} s, the neurons before it have {site.dt:g} s", "use one dt in the whole network"
+        )
+    for name, value in zip(module.p._fields, module.p, strict=True):
+        if isinstance(value, torch.Tensor) and value.ndim > 0 and value.dtype != torch.float32 and name != "alpha":
+            raise site.refuse(f"{name} is {value.dtype}", "allowed is float32")
+
+
+def _decay(dt: float, tau_inv: torch.Tensor | float) -> torch.Tensor:
+    return torch.as_tensor(dt * tau_inv).detach()
+
+
+def _number(value: torch.Tensor | float, shape: Shape, where: str) -> np.ndarray:
+    array = torch.as_tensor(value).detach().to("cpu", torch.float32).numpy()
+    trimmed = array.reshape(array.shape[1:]) if array.ndim == len(shape) + 1 and array.shape[0] == 1 else array
+    return per_neuron(trimmed, shape, where=where)
+
+
+def _reset(method: Any, site: Site) -> Reset:
+    if method is reset_value:
+        return "value"
+    if method is reset_subtract:
+        return "subtract"
+    raise site.refuse(f"reset_method {method!r}", "allowed are norse's reset_value and reset_subtract")
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return frozen_array(tensor.detach().cpu().numpy())
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    return (int(pair[0]), int(pair[1]))
+
+
+READERS: dict[type[torch.nn.Module], Callable[[Any, Site], Node | None]] = {
+    torch.nn.Linear: _linear,
+    torch.nn.Conv1d: _conv,
+    torch.nn.Conv2d: _conv,
+    torch.nn.AvgPool2d: _avg_pool,
+    torch.nn.LPPool2d: _sum_pool,
+    torch.nn.Flatten: _flatten,
+    torch.nn.BatchNorm1d: _batch_norm,
+    torch.nn.BatchNorm2d: _batch_norm,
+    IAFCell: _iaf,
+    LIFBoxCell: _lif_box,
+    LIFCell: _lif,
+    LIBoxCell: _li_box,
+    LICell: _li,
+}

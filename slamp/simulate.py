@@ -1,0 +1,185 @@
+"""`simulate`: the definition of what a graph means, one time step after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from slamp.dynamics import NeuronDynamics, exact_float32, stateless_function
+from slamp.errors import GraphError, RasterError
+from slamp.graph import SpikingGraph
+from slamp.nodes import NEURON, READOUT, SPIKING, Neuron
+from slamp.raster import SpikeRaster
+
+Record = Literal["output", "spikes", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one layer of neurons did; tensors have shape (time, batch, *neurons).
+
+    Attributes:
+        spikes: bool, or None for a readout.
+        v: Membrane as compared with the threshold, before reset, float32; None unless recorded.
+        i: Synaptic current after its decay, float32; None unless recorded or without synapse.
+    """
+
+    spikes: torch.Tensor | None = None
+    v: torch.Tensor | None = None
+    i: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """The result of running a network on a raster.
+
+    Attributes:
+        output: Spikes (bool raster) or membrane values of an analog readout (float32 raster).
+        traces: Trace of each recorded layer by node name; also ``recording[name]``.
+    """
+
+    output: SpikeRaster
+    traces: Mapping[str, Trace] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Trace:
+        """Return the trace of a node; KeyError if it was not recorded."""
+        return self.traces[name]
+
+    @property
+    def spike_count(self) -> int:
+        """Spikes over all recorded layers, or of the output if none was recorded."""
+        recorded = [trace.spikes for trace in self.traces.values() if trace.spikes is not None]
+        if not recorded and self.output.is_spikes:
+            recorded = [self.output.data]
+        return sum(int(spikes.sum()) for spikes in recorded)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One time step: values leaving every node (shape (batch, *features)) and the state of every neuron layer.
+
+    ``values`` holds float32 tensors, spikes as 0 and 1. ``v`` is the membrane before reset, ``i`` the decayed current.
+    """
+
+    t: int
+    values: Mapping[str, torch.Tensor]
+    v: Mapping[str, torch.Tensor]
+    i: Mapping[str, torch.Tensor]
+
+
+def stream(graph: SpikingGraph, raster: SpikeRaster) -> Iterator[Step]:
+    """Yield the network's steps one by one; nothing is kept.
+
+    Raises:
+        RasterError: The raster's features are not the graph's input shape, or its dt is another.
+    """
+    check_raster(graph, raster)
+    device = graph.device
+    dynamics = {
+        name: NeuronDynamics(node, device) for name in graph.order if isinstance(node := graph.nodes[name], NEURON)
+    }
+    functions = {name: stateless_function(graph.nodes[name], device) for name in graph.order if name not in dynamics}
+    states = {name: layer.initial_state(raster.batch) for name, layer in dynamics.items()}
+    for t in range(raster.steps):
+        values: dict[str, torch.Tensor] = {}
+        membranes: dict[str, torch.Tensor] = {}
+        currents: dict[str, torch.Tensor] = {}
+        with exact_float32():
+            for name in graph.order:
+                sources = graph.sources(name)
+                x = values[sources[0]] if sources else raster.data[t].to(device=device, dtype=torch.float32)
+                for source in sources[1:]:
+                    x = x + values[source]
+                if name in dynamics:
+                    run = dynamics[name].advance(x[None], states[name], keep_current=True)
+                    values[name], membranes[name] = run.output[0].to(torch.float32), run.v[0]
+                    if dynamics[name].has_current:
+                        currents[name] = run.i[0]
+                else:
+                    values[name] = functions[name](x)
+        yield Step(t, values, membranes, currents)
+
+
+def simulate(graph: SpikingGraph, raster: SpikeRaster, *, record: Record = "output") -> Recording:
+    """Run ``graph`` on ``raster`` step by step in Norse's arithmetic.
+
+    Args:
+        graph: The network.
+        raster: Input of shape (time, batch, *features).
+        record: "output" keeps the output alone, "spikes" also the spikes of every spiking layer (and the membrane of
+            readouts), "all" also membranes and currents.
+
+    Raises:
+        RasterError: The raster does not fit the graph.
+    """
+    outputs: list[torch.Tensor] = []
+    kept: dict[str, tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]] = {}
+    for step in stream(graph, raster):
+        outputs.append(step.values[graph.output])
+        if record == "output":
+            continue
+        for name, v in step.v.items():
+            spikes, membranes, currents = kept.setdefault(name, ([], [], []))
+            if isinstance(graph.nodes[name], SPIKING):
+                spikes.append(step.values[name].to(torch.bool))
+            if record == "all" or isinstance(graph.nodes[name], READOUT):
+                membranes.append(v)
+            if record == "all" and name in step.i:
+                currents.append(step.i[name])
+    spiking = is_spiking_output(graph)
+    data = torch.stack(outputs)
+    output = SpikeRaster(data.to(torch.bool) if spiking else data, graph.dt, kind="spikes" if spiking else "analog")
+    stacked = {
+        name: Trace(*(torch.stack(part) if part else None for part in parts)) for name, parts in kept.items()
+    }
+    return Recording(output, stacked)
+
+
+def output_neuron(graph: SpikingGraph) -> str | None:
+    """Return the neuron layer whose values are the output, or None if the output is a current."""
+    name = graph.output
+    while True:
+        sources = graph.sources(name)
+        if len(sources) != 1:
+            return None
+        name = sources[0]
+        if isinstance(graph.nodes[name], NEURON):
+            return name
+        if type(graph.nodes[name]).__name__ != "Flatten":
+            return None
+
+
+def is_spiking_output(graph: SpikingGraph) -> bool:
+    """True if the output consists of spikes, False for membranes or currents."""
+    name = output_neuron(graph)
+    return name is not None and isinstance(graph.nodes[name], SPIKING)
+
+
+def neuron_shape(node: Neuron) -> tuple[int, ...]:
+    """Shape of the neurons of a layer."""
+    return (node.v_threshold if isinstance(node, SPIKING) else node.v_leak).shape
+
+
+def check_raster(graph: SpikingGraph, raster: SpikeRaster) -> None:
+    """Raise `RasterError` unless the raster fits the graph's input."""
+    allowed = graph.shapes[graph.input]
+    if raster.features != allowed:
+        raise RasterError(
+            f"raster: features {raster.features}, the graph's input {graph.input!r} has shape {allowed}; "
+            "the raster's axes are (time, batch, *features)"
+        )
+    if raster.dt != graph.dt:
+        raise RasterError(
+            f"raster: dt is {raster.dt:g} s, the graph's is {graph.dt:g} s; bin the events anew, or capture with that dt"
+        )
+
+
+def predictions(recording: Recording) -> torch.Tensor:
+    """Return the class of each sample, int64 (batch,): most spikes, or largest mean membrane, over time."""
+    total = recording.output.data.to(torch.float32).sum(0)
+    if total.ndim != 2:
+        raise GraphError(f"output: shape {tuple(total.shape[1:])} per sample; allowed for a class is one axis")
+    return total.argmax(1)

@@ -41,7 +41,8 @@ class NeuronActivity:
         rate: Share of neurons that spike, float64, shape (steps,); zeros for readouts.
         spike_counts: Spikes per neuron over all steps, mean per sample, float64, shape (*neurons).
         threshold_density: Density of the membrane at the threshold, per unit of membrane, float64, shape (steps,):
-            share of cells with ``|v - v_threshold| < delta`` over ``2 delta``, delta a tenth of the threshold.
+            share of cells with ``|v - v_threshold| < delta`` over ``2 delta``, delta a tenth of the threshold. Empty
+            for readouts, which have no threshold.
     """
 
     rate: np.ndarray

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from norse.torch import SequentialState
+from norse.torch.module.snn import SNNCell
 
 from slamp.dynamics import exact_float32
 from slamp.errors import CaptureError, GraphError, RasterError, UnsupportedModuleError
@@ -47,6 +48,8 @@ def capture(net: torch.nn.Module, raster: SpikeRaster) -> SpikingGraph:
     Raises:
         UnsupportedModuleError: A module cannot be captured; the message names it and what to write instead.
         CaptureError: A cell differs, or a number is not finite.
+        GraphError: Shapes do not fit one another.
+        RasterError: The raster's dt is not the network's.
     """
     graph, paths = read_graph(net, raster.features, raster.dt)
     _compare(net, graph, raster, paths)
@@ -62,6 +65,8 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
     """
     if type(net) is not SequentialState:
         return [ModuleReport("(net)", type(net).__name__, "", None, str(_wrong_container(net)))]
+    if problem := _container_problem(net):
+        return [ModuleReport("(net)", type(net).__name__, "", None, f"(net): {problem}")]
     reports: list[ModuleReport] = []
     shape: Shape | None = features
     dt: float | None = None
@@ -71,6 +76,7 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
             reports.append(ModuleReport(path, kind, "?", None))
             continue
         try:
+            _check_container(path, module)
             node = read_module(module, shape or (), where=path, dt=dt)
             shape = shape if node is None else output_shape(path, node, shape or ())
         except (UnsupportedModuleError, GraphError) as error:
@@ -88,11 +94,13 @@ def read_graph(
     """Read the modules without running them; also return (path, module) behind every node."""
     if type(net) is not SequentialState:
         raise _wrong_container(net)
+    _check_container("(net)", net)
     nodes: dict[str, Node] = {"input": Input(features)}
     modules: dict[str, tuple[str, torch.nn.Module]] = {}
     parameters: dict[str, str] = {}
     shape, neuron_dt = features, None
     for path, module in _leaves(net, ""):
+        _check_container(path, module)
         node = read_module(module, shape, where=path, dt=neuron_dt)
         if node is None:
             continue
@@ -101,8 +109,10 @@ def read_graph(
                 raise UnsupportedModuleError(f"{path}: {type(module).__name__} is used twice; give each use its own module")
             parameters[node_name(path)] = f"{path}.weight"
         if isinstance(node, NEURON):
-            neuron_dt = float(module.dt)
+            neuron_dt = float(module.dt)  # type: ignore[arg-type]  # a plain float attribute of norse's cells
         shape = output_shape(path, node, shape)
+        if node_name(path) in nodes:
+            raise UnsupportedModuleError(f"{path}: another module is named {node_name(path)!r} too; rename one of them")
         nodes[node_name(path)] = node
         modules[node_name(path)] = (path, module)
     if neuron_dt is None:
@@ -156,15 +166,32 @@ def evaluation_mode(net: torch.nn.Module) -> Iterator[None]:
 
 
 def _leaves(container: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.nn.Module]]:
-    if type(container) is SequentialState and container.return_hidden:
-        raise UnsupportedModuleError(f"{prefix or '(net)'}: SequentialState with return_hidden=True; use the default")
     for name, module in container._modules.items():
         assert module is not None
         path = f"{prefix}{name}"
-        if type(module) in CONTAINERS:
+        if type(module) in CONTAINERS and not _container_problem(module):
             yield from _leaves(module, f"{path}.")
         else:
             yield path, module
+
+
+def _container_problem(module: torch.nn.Module) -> str:
+    """Say why a container cannot be captured, or nothing."""
+    if type(module) is SequentialState and module.return_hidden:
+        return "SequentialState with return_hidden=True; use the default"
+    if type(module) is torch.nn.Sequential:
+        for child in module.children():
+            if isinstance(child, SNNCell) or type(child) is SequentialState:
+                return (
+                    f"{type(child).__name__} inside torch.nn.Sequential, which carries no neuron state; "
+                    "use norse.torch.SequentialState in its place"
+                )
+    return ""
+
+
+def _check_container(path: str, module: torch.nn.Module) -> None:
+    if problem := _container_problem(module):
+        raise UnsupportedModuleError(f"{path}: {problem}")
 
 
 def _wrong_container(net: torch.nn.Module) -> UnsupportedModuleError:
@@ -179,15 +206,19 @@ def _compare(
 ) -> None:
     seen: dict[str, torch.Tensor] = {}
 
-    def keep(name: str) -> Any:
+    def keep(names: list[str]) -> Any:
         def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            name = next(name for name in names if name not in seen)
             seen[name] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
-    shared = {id(module): sum(module is other for _, other in modules.values()) for _, module in modules.values()}
-    watched = [name for name, (_, module) in modules.items() if isinstance(graph.nodes[name], NEURON) and shared[id(module)] == 1]
-    handles = [modules[name][1].register_forward_hook(keep(name)) for name in watched]
+    # A neuron module that is used several times is called in the order of its nodes.
+    watched: dict[torch.nn.Module, list[str]] = {}
+    for name, (_, module) in modules.items():
+        if isinstance(graph.nodes[name], NEURON):
+            watched.setdefault(module, []).append(name)
+    handles = [module.register_forward_hook(keep(names)) for module, names in watched.items()]
     state = None
     try:
         with evaluation_mode(net):

@@ -120,7 +120,7 @@ class NeuronRun:
     """What a layer did over a run of steps; tensors have shape (steps, batch, *neurons).
 
     Attributes:
-        output: Spikes (bool), or membrane values (float32) of a readout.
+        output: Spikes as 0 and 1, or membrane values of a readout, float32.
         v: Membrane as it is compared with the threshold, before reset.
         i: Synaptic current after its decay; empty unless asked for or without synapse.
     """
@@ -143,11 +143,23 @@ class NeuronDynamics:
         self.decay_mem = zero if isinstance(node, IF) else parameter_tensor(node.decay_mem, device)
         self.v_leak = zero if isinstance(node, IF) else parameter_tensor(node.v_leak, device)
         self.decay_syn = parameter_tensor(node.decay_syn, device) if isinstance(node, (CubaLIF, CubaLI)) else zero
+        # LIF adds v_leak to the input first, the others subtract v from it first; zero changes nothing and is left out.
+        self.leaks_to_value = bool((self.v_leak != 0).any())
         self.v_threshold, self.v_reset, self.by_value = zero, zero, True
         if not isinstance(node, READOUT):
             self.v_threshold = parameter_tensor(node.v_threshold, device)
             self.v_reset = parameter_tensor(node.v_reset, device)
             self.by_value = node.reset == "value"
+        self.resets_to_value = bool((self.v_reset != 0).any())
+        match node:
+            case IF():
+                self.integrate = self._integrate_if
+            case LIF():
+                self.integrate = self._integrate_lif
+            case LI():
+                self.integrate = self._integrate_li
+            case _:
+                self.integrate = self._integrate_cuba
 
     def initial_state(self, batch: int) -> NeuronState:
         """Return the state before the first step: ``v_leak`` (IF: ``v_reset``) and no current."""
@@ -160,40 +172,56 @@ class NeuronDynamics:
         v_run = torch.empty_like(drive)
         kept = drive.shape if self.has_current and keep_current else (drive.shape[0], 0)
         i_run = drive.new_empty(kept)
-        spikes = torch.empty_like(drive, dtype=torch.bool) if self.spikes else v_run
-        inputs, membranes, marks, currents = drive.unbind(0), v_run.unbind(0), spikes.unbind(0), i_run.unbind(0)
-        change = torch.empty_like(state.v)
-        if isinstance(self.node, LIF) and bool((self.v_leak != 0).any()):
+        output = torch.empty_like(drive) if self.spikes else v_run
+        inputs, membranes, outputs, currents = drive.unbind(0), v_run.unbind(0), output.unbind(0), i_run.unbind(0)
+        change, integrate = torch.empty_like(state.v), self.integrate
+        if self.leaks_to_value and isinstance(self.node, LIF):
             inputs = (drive + self.v_leak).unbind(0)
-        for x, v, s, current in zip(inputs, membranes, marks, currents, strict=True):
-            self._membrane(x, state, change, v)
+        for x, v, spikes, current in zip(inputs, membranes, outputs, currents, strict=True):
+            integrate(x, state, change, v)
             if keep_current and self.has_current:
                 current.copy_(state.i)
             if self.spikes:
-                torch.gt(v, self.v_threshold, out=s)
-                reset = self.v_reset if self.by_value else torch.sub(v, self.v_threshold, out=change)
-                torch.where(s, reset, v, out=state.v)
+                torch.gt(v, self.v_threshold, out=spikes)
+                self._reset(v, spikes, state)
             else:
                 state.v.copy_(v)
-        return NeuronRun(spikes, v_run, i_run)
+        return NeuronRun(output, v_run, i_run)
 
-    def _membrane(self, x: torch.Tensor, state: NeuronState, change: torch.Tensor, v: torch.Tensor) -> None:
-        """Write the membrane after integration into ``v``; advance the current in ``state``."""
-        match self.node:
-            case IF():
-                torch.add(state.v, x, out=v)
-                return
-            case LIF():  # x already carries + v_leak
-                torch.sub(x, state.v, out=change)
-            case LI():
-                torch.sub(self.v_leak, state.v, out=change)
-                change.add_(x)
-            case CubaLIF() | CubaLI():
-                state.i.add_(x)
-                torch.sub(self.v_leak, state.v, out=change)
-                change.add_(state.i)
+    def _reset(self, v: torch.Tensor, spikes: torch.Tensor, state: NeuronState) -> None:
+        """Write the membrane after reset into ``state``; products with 0 and 1 are exact, so is every sum here."""
+        if not self.by_value:
+            torch.addcmul(v, spikes, self.v_threshold, value=-1.0, out=state.v)
+            return
+        torch.le(v, self.v_threshold, out=state.v)
+        state.v.mul_(v)
+        if self.resets_to_value:
+            state.v.addcmul_(spikes, self.v_reset)
+
+    def _integrate_if(self, x: torch.Tensor, state: NeuronState, change: torch.Tensor, v: torch.Tensor) -> None:
+        torch.add(state.v, x, out=v)
+
+    def _integrate_lif(self, x: torch.Tensor, state: NeuronState, change: torch.Tensor, v: torch.Tensor) -> None:
+        torch.sub(x, state.v, out=change)  # x already carries + v_leak
         change.mul_(self.decay_mem)
         torch.add(state.v, change, out=v)
-        if self.has_current:
-            torch.mul(state.i, self.decay_syn, out=change)
-            state.i.sub_(change)
+
+    def _integrate_li(self, x: torch.Tensor, state: NeuronState, change: torch.Tensor, v: torch.Tensor) -> None:
+        self._pulled(x, state, change)
+        torch.add(state.v, change, out=v)
+
+    def _integrate_cuba(self, x: torch.Tensor, state: NeuronState, change: torch.Tensor, v: torch.Tensor) -> None:
+        state.i.add_(x)
+        self._pulled(state.i, state, change)
+        torch.add(state.v, change, out=v)
+        torch.mul(state.i, self.decay_syn, out=change)
+        state.i.sub_(change)
+
+    def _pulled(self, i: torch.Tensor, state: NeuronState, change: torch.Tensor) -> None:
+        """Write ``decay_mem * ((v_leak - v) + i)`` into ``change``; for ``v_leak = 0`` that is ``i - v``, bit for bit."""
+        if self.leaks_to_value:
+            torch.sub(self.v_leak, state.v, out=change)
+            change.add_(i)
+        else:
+            torch.sub(i, state.v, out=change)
+        change.mul_(self.decay_mem)

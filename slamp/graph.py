@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from slamp.archives import read_arrays
 from slamp.atomic import write_atomically
 from slamp.errors import ArtifactError, GraphError
 from slamp.nodes import (
@@ -175,13 +175,12 @@ def load_graph(path: str | Path) -> SpikingGraph:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_arrays(path)
         header = json.loads(arrays.pop("header").tobytes().decode())
         graph = _from_parts(header, arrays)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: there is no such graph file") from error
-    except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a readable {FORMAT} file ({error}); save the graph again") from error
     if graph.hash != header.get("hash"):
         raise ArtifactError(f"{path}: the content has hash {graph.hash[:12]}, the file states {header.get('hash')!s:.12}")

@@ -48,7 +48,7 @@ class Artifact:
         name = self.manifest["roles"].get(role)
         if name is None:
             raise ArtifactError(f"{self.directory}: the manifest names no {role!r} file; export again")
-        path = self.directory / name
+        path: Path = self.directory / name
         if not path.is_file():
             raise ArtifactError(f"{path}: the manifest names it but there is no such file; export again")
         return path
@@ -86,21 +86,27 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """Read and check ``manifest.json`` of a directory."""
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: missing; name a directory that slamp exported") from error
     except NotADirectoryError as error:
         raise ArtifactError(f"{directory}: a file; name the directory that slamp exported") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); export again") from error
     needed = {"format": str, "target": str, "graph_hash": str, "latency_steps": int, "files": dict, "roles": dict}
     for key, kind in needed.items():
-        if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
+        value = manifest.get(key) if isinstance(manifest, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise ArtifactError(f"{path}: {key!r} is missing or not {kind.__name__}; export again")
     if manifest["format"] != FORMAT:
         raise ArtifactError(f"{path}: format is {manifest['format']!r}, allowed is {FORMAT!r}; use a matching slamp")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+            raise ArtifactError(f"{path}: the entry of file {name!r} has no sha256; export again")
     for name in [*manifest["files"], *manifest["roles"].values()]:
-        if Path(name).name != name:
+        if not isinstance(name, str):
+            raise ArtifactError(f"{path}: file name {name!r} is no string; export again")
+        if Path(name).name != name or name in ("", ".."):
             raise ArtifactError(f"{path}: file name {name!r} leaves the artifact's directory; export again")
     return manifest
 

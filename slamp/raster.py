@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from slamp.archives import read_arrays
 from slamp.errors import RasterError
 
 Kind = Literal["auto", "spikes", "analog"]
@@ -103,25 +104,20 @@ def load_samples(path: str | Path) -> SpikeRaster:
     """
     path = Path(path)
     try:
-        archive = np.load(path, allow_pickle=False)
+        arrays = read_arrays(path)
     except FileNotFoundError as error:
         raise RasterError(f"{path}: there is no such samples file; give an npz with 'spikes'") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise RasterError(f"{path}: not a readable npz ({error}); write it with numpy.savez") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise RasterError(f"{path}: a single array, not an npz; write it with numpy.savez(path, spikes=..., labels=...)")
-    with archive:
-        try:
-            arrays = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, KeyError) as error:
-            raise RasterError(f"{path}: damaged npz ({error}); write it again with numpy.savez") from error
+    except (OSError, ValueError) as error:
+        raise RasterError(
+            f"{path}: not a readable npz ({error}); write it with numpy.savez(path, spikes=..., labels=...)"
+        ) from error
     if ("spikes" in arrays) == ("analog" in arrays):
         raise RasterError(
             f"{path}: found arrays {sorted(arrays)}; allowed is exactly one of 'spikes' (0 and 1) and 'analog' (float32)"
         )
     name = "spikes" if "spikes" in arrays else "analog"
     dt = arrays.get("dt", np.asarray(1e-3))
-    if dt.size != 1 or not np.issubdtype(dt.dtype, np.number):
+    if dt.size != 1 or dt.dtype.kind not in "iuf":
         raise RasterError(f"{path}: dt has shape {dt.shape} and dtype {dt.dtype}; allowed is one number of seconds")
     kind: Kind = "spikes" if name == "spikes" else "analog"
     try:
@@ -141,10 +137,14 @@ def save_samples(raster: SpikeRaster, path: str | Path) -> None:
 def _as_tensor(data: object) -> torch.Tensor:
     if isinstance(data, torch.Tensor):
         return data.detach()
-    array = np.asarray(data)
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        raise RasterError(f"raster: not an array ({error}); give samples of equal length and shape") from error
     if array.dtype == object or array.dtype.kind not in "biuf":
         raise RasterError(f"raster: dtype {array.dtype}; allowed are bool, integers of 0 and 1, and float32")
-    return torch.tensor(array)
+    # torch takes neither foreign byte order nor negative strides.
+    return torch.tensor(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
 
 
 def _typed(data: torch.Tensor, kind: Kind) -> torch.Tensor:
@@ -152,11 +152,15 @@ def _typed(data: torch.Tensor, kind: Kind) -> torch.Tensor:
         if kind == "analog":
             return data.to(torch.float32)
         return data
-    if data.is_complex() or data.dtype in (torch.float64, torch.float16, torch.bfloat16):
-        raise RasterError(f"raster: dtype {data.dtype}; allowed are bool and float32; convert with .astype('float32')")
-    if data.dtype == torch.float32 and not bool(torch.isfinite(data).all()):
+    if data.is_complex():
+        raise RasterError(f"raster: dtype {data.dtype}; allowed are bool and float32")
+    if data.is_floating_point() and not bool(torch.isfinite(data).all()):
         raise RasterError("raster: holds NaN or infinity; allowed are finite numbers")
     binary = bool(((data == 0) | (data == 1)).all())
+    if data.is_floating_point() and data.dtype != torch.float32 and (kind == "analog" or not binary):
+        raise RasterError(
+            f"raster: dtype {data.dtype}; allowed are 0 and 1, and analog values as float32; convert with .astype('float32')"
+        )
     if kind == "spikes" and not binary:
         extremes = f"{data.min().item():g} to {data.max().item():g}"
         raise RasterError(
@@ -171,9 +175,11 @@ def _typed(data: torch.Tensor, kind: Kind) -> torch.Tensor:
 
 
 def _checked_labels(labels: object, batch: int) -> torch.Tensor:
-    tensor = torch.as_tensor(labels)
-    if tensor.ndim != 1 or tensor.shape[0] != batch or tensor.is_floating_point():
+    if isinstance(labels, torch.Tensor):
+        labels = labels.detach().cpu().numpy()
+    array = np.asarray(labels)
+    if array.shape != (batch,) or array.dtype.kind not in "iu":
         raise RasterError(
-            f"raster: labels of shape {tuple(tensor.shape)}, {tensor.dtype}; allowed are {batch} integers, one per sample"
+            f"raster: labels of shape {array.shape}, {array.dtype}; allowed are {batch} integers, one per sample"
         )
-    return tensor.to(torch.int64)
+    return torch.tensor(array.astype(np.int64))

@@ -34,7 +34,8 @@ from slamp.nodes import (
     per_neuron,
 )
 
-DETERMINISTIC_SPIKE_METHODS = ("heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc", "adjoint")
+# "adjoint" is accepted by norse 1.1.0 when a cell is made, but its threshold then refuses to run.
+DETERMINISTIC_SPIKE_METHODS = ("heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
 VANISHING = (torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.AlphaDropout)
 # What to write instead of modules people are likely to try.
 ADVICE = {
@@ -106,8 +107,10 @@ def _check_plain_weights(module: torch.nn.Module, where: str) -> None:
             f"{where}: the weight is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
         )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
             raise UnsupportedModuleError(f"{where}: {name} is {tensor.dtype}; allowed is float32; call net.float()")
+        if tensor.is_meta:
+            raise UnsupportedModuleError(f"{where}: {name} is on the meta device and has no values; load the weights first")
 
 
 def _linear(module: torch.nn.Linear, site: Site) -> Node:
@@ -163,6 +166,11 @@ def _sum_pool(module: torch.nn.LPPool2d, site: Site) -> Node:
 
 def _flatten(module: torch.nn.Flatten, site: Site) -> Node | None:
     axes = len(site.shape) + 1
+    if not all(-axes <= dim < axes for dim in (module.start_dim, module.end_dim)):
+        raise site.refuse(
+            f"Flatten({module.start_dim}, {module.end_dim}) receives shape {site.shape} per sample",
+            f"allowed are axes up to {axes - 1}, the batch axis counted",
+        )
     start = module.start_dim % axes
     end = module.end_dim % axes
     if start == 0:
@@ -173,6 +181,12 @@ def _flatten(module: torch.nn.Flatten, site: Site) -> Node | None:
 def _batch_norm(module: torch.nn.BatchNorm1d | torch.nn.BatchNorm2d, site: Site) -> Node:
     if module.running_mean is None or module.running_var is None:
         raise site.refuse("batch normalization without running statistics", "use track_running_stats=True")
+    allowed = (3,) if isinstance(module, torch.nn.BatchNorm2d) else (1, 2)
+    if len(site.shape) not in allowed:
+        raise site.refuse(
+            f"{type(module).__name__} receives shape {site.shape} per sample",
+            "BatchNorm1d takes (channels,) or (channels, x), BatchNorm2d (channels, y, x)",
+        )
     # The kernel itself says what it multiplies and adds: its results for 1 (without mean and bias) and for 0.
     zeros = torch.zeros_like(module.running_mean)
     probe = zeros.reshape(1, -1, *([1] * max(len(site.shape) - 1, 0)))

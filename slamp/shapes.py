@@ -29,6 +29,7 @@ def output_shape(name: str, node: Node, shape: Shape) -> Shape:
         case Input() | Output():
             return _same(name, node, shape, node.shape)
         case Linear() | Affine():
+            _check_weight(name, node, 2)
             _same(name, node, shape, (node.weight.shape[1],))
             return (int(node.weight.shape[0]),)
         case Conv1d() | Conv2d():
@@ -40,7 +41,7 @@ def output_shape(name: str, node: Node, shape: Shape) -> Shape:
         case Flatten():
             return _flatten(name, node, shape)
         case Scale():
-            if not shape or node.scale.shape != (shape[0],):
+            if not shape or not node.scale.shape == node.shift.shape == (shape[0],):
                 raise _mismatch(name, node, shape, f"{node.scale.shape[0]} channels")
             return shape
         case _:
@@ -52,7 +53,8 @@ def output_shape(name: str, node: Node, shape: Shape) -> Shape:
 
 
 def _conv(name: str, node: Conv1d | Conv2d, shape: Shape) -> Shape:
-    axes = node.weight.ndim - 2
+    axes = 1 if isinstance(node, Conv1d) else 2
+    _check_weight(name, node, axes + 2)
     channels = node.weight.shape[1] * node.groups
     if len(shape) != axes + 1 or shape[0] != channels:
         raise _mismatch(name, node, shape, f"({channels}, " + ", ".join("*" * axes) + ")")
@@ -65,6 +67,16 @@ def _conv(name: str, node: Conv1d | Conv2d, shape: Shape) -> Shape:
     if min(sizes) < 1:
         raise _mismatch(name, node, shape, "an input at least as large as the kernel")
     return (int(node.weight.shape[0]), *(int(size) for size in sizes))
+
+
+def _check_weight(name: str, node: Linear | Affine | Conv1d | Conv2d, axes: int) -> None:
+    shape, bias = node.weight.shape, None if isinstance(node, Linear) else node.bias
+    if len(shape) != axes or min(shape) < 1:
+        raise GraphError(f"{name}: weight has shape {shape}; allowed are {axes} axes of at least 1")
+    if bias is not None and bias.shape != shape[:1]:
+        raise GraphError(f"{name}: bias has shape {bias.shape}; allowed is {shape[:1]}, one per output")
+    if isinstance(node, (Conv1d, Conv2d)) and shape[0] % node.groups:
+        raise GraphError(f"{name}: {shape[0]} output channels do not divide into {node.groups} groups")
 
 
 def _pool(name: str, node: SumPool2d | AvgPool2d, shape: Shape, padding: tuple[int, int]) -> Shape:

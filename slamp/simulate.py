@@ -95,7 +95,7 @@ def stream(graph: SpikingGraph, raster: SpikeRaster) -> Iterator[Step]:
                     x = x + values[source]
                 if name in dynamics:
                     run = dynamics[name].advance(x[None], states[name], keep_current=True)
-                    values[name], membranes[name] = run.output[0].to(torch.float32), run.v[0]
+                    values[name], membranes[name] = run.output[0], run.v[0]
                     if dynamics[name].has_current:
                         currents[name] = run.i[0]
                 else:

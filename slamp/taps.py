@@ -6,8 +6,6 @@ channel through one kernel position, at every output position; positions in the 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -58,6 +56,13 @@ def connections(node: Weighted, input_shape: Shape) -> np.ndarray:
     return tap_sums(node, np.ones(input_shape))
 
 
+def dense_fan_out(node: Weighted, input_shape: Shape) -> np.ndarray:
+    """Synapses every input feature reaches if no weight were zero, float64, shape ``input_shape``."""
+    if isinstance(node, (Linear, Affine)):
+        return np.full(input_shape, float(node.weight.shape[0]))
+    return fan_out(node, input_shape, np.ones(node.weight.shape))
+
+
 def fan_out(node: Weighted, input_shape: Shape, weight: np.ndarray) -> np.ndarray:
     """Sum of ``weight`` over the outgoing synapses of every input feature, float64, shape ``input_shape``.
 
@@ -90,4 +95,4 @@ def tap_shape(node: Weighted) -> Shape:
 
 def layer_size(node: Weighted) -> int:
     """Number of weights."""
-    return math.prod(node.weight.shape)
+    return int(node.weight.size)

@@ -1,0 +1,46 @@
+# make demo   environment, install, the main job on real data
+# make test   environment, install, all checks
+# make bench  speed against the peers, in one process each
+# CPU only:   make demo TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+TORCH_PIP_ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+export SLAMP_WITNESS_HOME := $(CURDIR)/.venv-witness
+
+.PHONY: demo test lint pytest bench clean
+
+demo: .venv/.installed
+	$(BIN)/slamp demo --out build/demo
+
+test: lint pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+pytest: .venv/.dev .venv-witness/spikingjelly/ready.json
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
+
+bench: .venv/.dev
+	$(BIN)/python -m benchmarks
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) $(TORCH_PIP_ARGS) torch
+	$(PIP) --editable '.[report,examples]'
+	$(BIN)/pip install --quiet --no-deps aeon==1.6.0
+	touch $@
+
+.venv/.dev: .venv/.installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv-witness/spikingjelly/ready.json: | .venv/.installed
+	$(BIN)/slamp witness install spikingjelly
+
+clean:
+	rm -rf .venv .venv-witness build dist *.egg-info

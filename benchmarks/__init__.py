@@ -1,0 +1,1 @@
+"""Speed against the peers: ours and theirs in one process, ratios printed."""

@@ -1,0 +1,26 @@
+"""Run every benchmark: ``python -m benchmarks``."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import torch
+
+from benchmarks import bench_calibrate, bench_prune
+
+
+def main() -> None:
+    """Print what the machine is, then every measurement."""
+    print(
+        f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, {platform.machine()}"
+    )
+    print("\npruning: score + allocate + masks")
+    bench_prune.main()
+    print("\ncalibration")
+    bench_calibrate.main()
+
+
+if __name__ == "__main__":
+    main()

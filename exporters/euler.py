@@ -1,0 +1,186 @@
+"""A forward-Euler runner for NIR files that knows nothing of slamp: nir, numpy and the equations NIR documents.
+
+It is the witness of the NIR export. It ignores all metadata; the time step, which NIR does not say, is an argument.
+One step of each neuron, with constants folded in float64 and state kept in float32:
+
+* LIF: ``v += dt/tau * ((v_leak - v) + r*I)``
+* IF: ``v += dt*r*I``
+* CubaLIF: ``I += dt/tau_syn * (-I + w_in*S)`` first, then ``v += dt/tau_mem * ((v_leak - v) + r*I)`` with the new I
+* LI, CubaLI: as LIF and CubaLIF, without spike; the membrane is the output
+
+then ``v > v_threshold`` spikes and sets ``v`` to ``v_reset`` in the same step. Membranes start at ``v_leak`` (IF:
+``v_reset``), currents at 0. NIR leaves the order of a float32 sum open: LIF adds ``r*I`` to ``v_leak`` before ``v`` is
+taken off, the others after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+
+from exporters.euler_layers import LayerFunction, float32, layer_function
+
+SPIKING = (nir.IF, nir.LIF, nir.CubaLIF)
+READOUT = (nir.LI, nir.CubaLI)
+
+
+@dataclass(frozen=True, eq=False)
+class EulerRun:
+    """What a file did on an input; arrays have shape (time, batch, *features).
+
+    Attributes:
+        output: Spikes (bool) if the output comes from a spiking node, else float32 values.
+        spikes: bool, by name of spiking node.
+        membranes: float32, by name of readout (LI, CubaLI).
+    """
+
+    output: np.ndarray
+    spikes: Mapping[str, np.ndarray]
+    membranes: Mapping[str, np.ndarray]
+
+
+def run(path: str | Path, inputs: np.ndarray, dt: float, *, subtract: frozenset[str] = frozenset()) -> EulerRun:
+    """Run a NIR file.
+
+    Args:
+        path: The file.
+        inputs: Shape (time, batch, *features).
+        dt: Time step, in the unit of the file's time constants.
+        subtract: Names of spiking nodes that reset by ``v -= v_threshold``, which NIR has no field for.
+
+    Raises:
+        ValueError: A node type is not known, the graph has a cycle or no single Input and Output, or shapes do not fit.
+    """
+    graph = nir.read(path, type_check=False)
+    sources = _sources(graph)
+    order = _topological_order(sources)
+    strangers = sorted(subtract - {name for name, node in graph.nodes.items() if isinstance(node, SPIKING)})
+    if strangers:
+        raise ValueError(f"{strangers[0]}: reset by subtraction is asked for, but the file has no such spiking node")
+    output = _only(graph, nir.Output)
+    allowed = tuple(int(size) for size in graph.nodes[_only(graph, nir.Input)].input_type["input"])
+    if inputs.ndim < 2 or inputs.shape[2:] != allowed or 0 in inputs.shape:
+        raise ValueError(f"inputs: shape {inputs.shape}; allowed is (time, batch, {', '.join(map(str, allowed))})")
+    layers: dict[str, _Neurons] = {}
+    functions: dict[str, LayerFunction] = {}
+    for name in order:
+        node = graph.nodes[name]
+        if isinstance(node, SPIKING + READOUT):
+            layers[name] = _Neurons(node, dt, by_value=name not in subtract)
+        else:
+            functions[name] = layer_function(name, node)
+    recorded: dict[str, np.ndarray] = {}
+    for t in range(inputs.shape[0]):
+        values: dict[str, np.ndarray] = {}
+        for name in order:
+            x = values[sources[name][0]] if sources[name] else inputs[t].astype(np.float32)
+            for source in sources[name][1:]:
+                x = x + values[source]
+            if name not in layers:
+                values[name] = functions[name](x)
+                continue
+            values[name] = layers[name].step(x)
+            if name not in recorded:
+                kind = np.bool_ if layers[name].spiking else np.float32
+                recorded[name] = np.empty((inputs.shape[0], *values[name].shape), dtype=kind)
+            recorded[name][t] = values[name]
+        if t == 0:
+            out = np.empty((inputs.shape[0], *values[output].shape), dtype=np.float32)
+        out[t] = values[output]
+    spiking_output = _carries_spikes(output, graph, sources)
+    return EulerRun(
+        output=out.astype(np.bool_) if spiking_output else out,
+        spikes={name: array for name, array in recorded.items() if layers[name].spiking},
+        membranes={name: array for name, array in recorded.items() if not layers[name].spiking},
+    )
+
+
+class _Neurons:
+    """One layer of neurons and its state."""
+
+    def __init__(self, node: Any, dt: float, *, by_value: bool) -> None:
+        self.node = node
+        self.by_value = by_value
+        self.spiking = isinstance(node, SPIKING)
+        self.has_current = isinstance(node, (nir.CubaLIF, nir.CubaLI))
+        self.r = float32(node.r)
+        self.v_leak = self.v_start = float32(0)
+        if isinstance(node, nir.IF):
+            self.gain = float32(dt * np.float64(node.r))
+            self.v_start = float32(node.v_reset)
+        else:
+            tau = node.tau_mem if self.has_current else node.tau
+            self.decay_mem = float32(dt / np.float64(tau))
+            self.v_leak = self.v_start = float32(node.v_leak)
+        if self.has_current:
+            share = dt / np.float64(node.tau_syn)
+            self.decay_syn = float32(share)
+            self.gain = float32(share * np.float64(node.w_in))
+        if self.spiking:
+            self.v_threshold, self.v_reset = float32(node.v_threshold), float32(node.v_reset)
+        self.v: np.ndarray | None = None
+        self.i = np.zeros((), dtype=np.float32)
+
+    def step(self, x: np.ndarray) -> np.ndarray:
+        """Advance by one step; return spikes as 0 and 1, or the membrane of a readout, float32."""
+        v: np.ndarray = np.broadcast_to(self.v_start, x.shape) if self.v is None else self.v
+        if isinstance(self.node, nir.IF):
+            v = v + x * self.gain
+        elif isinstance(self.node, nir.LIF):
+            v = v + self.decay_mem * ((x * self.r + self.v_leak) - v)
+        else:
+            drive = x
+            if self.has_current:
+                self.i = self.i - self.decay_syn * self.i + self.gain * x
+                drive = self.i
+            v = v + self.decay_mem * ((self.v_leak - v) + drive * self.r)
+        self.v = v
+        if not self.spiking:
+            return v
+        spikes: np.ndarray = v > self.v_threshold
+        self.v = np.where(spikes, self.v_reset if self.by_value else v - self.v_threshold, v)
+        return float32(spikes)
+
+
+def _sources(graph: Any) -> dict[str, list[str]]:
+    sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
+    for source, target in graph.edges:
+        if source not in sources or target not in sources:
+            raise ValueError(f"edges: {source} -> {target} names a node the file does not have")
+        sources[target].append(source)
+    for name, node in graph.nodes.items():
+        if bool(sources[name]) == isinstance(node, nir.Input):
+            raise ValueError(
+                f"{name}: {type(node).__name__} has {len(sources[name])} inputs; an Input has none, others one or more"
+            )
+    return sources
+
+
+def _topological_order(sources: Mapping[str, list[str]]) -> list[str]:
+    order: list[str] = []
+    done: set[str] = set()
+    while len(order) < len(sources):
+        ready = [name for name, before in sources.items() if name not in done and done.issuperset(before)]
+        if not ready:
+            raise ValueError(f"{min(set(sources) - done)}: lies on a cycle; allowed are feed-forward graphs")
+        order += ready
+        done.update(ready)
+    return order
+
+
+def _only(graph: Any, kind: type) -> str:
+    names = [name for name, node in graph.nodes.items() if isinstance(node, kind)]
+    if len(names) != 1:
+        raise ValueError(f"graph: found {len(names)} {kind.__name__} nodes; allowed is one")
+    return str(names[0])
+
+
+def _carries_spikes(name: str, graph: Any, sources: Mapping[str, list[str]]) -> bool:
+    while isinstance(graph.nodes[name], (nir.Output, nir.Flatten)) and len(sources[name]) == 1:
+        name = sources[name][0]
+    return isinstance(graph.nodes[name], SPIKING)

@@ -1,0 +1,87 @@
+"""Budgets: how large and how busy the pruned network may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from slamp.errors import BudgetError
+
+NEEDS_PROFILE = ("memory_bits", "cores")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper limits; every one that is given holds.
+
+    Attributes:
+        density: Share of the weights that may be kept, above 0 and at most 1.
+        sparsity: Share of the weights that must go, at least 0 and below 1; another way to say density.
+        synapses: Unrolled connections: weights times the output positions at which they read a real input.
+        sops: Synaptic operations, mean per sample.
+        memory_bits: Refused in this version: it depends on the encoding of a chip.
+        cores: Refused in this version: it depends on the mapping to a chip.
+
+    Raises:
+        BudgetError: Nothing is given, density and sparsity are both given, or a number is out of its range.
+    """
+
+    density: float | None = None
+    sparsity: float | None = None
+    synapses: float | None = None
+    sops: float | None = None
+    memory_bits: float | None = None
+    cores: float | None = None
+
+    def __post_init__(self) -> None:
+        given = self.given
+        if not given:
+            raise BudgetError(f"budget: nothing is given; allowed are {', '.join(BUDGETS)}, such as density=0.1")
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise BudgetError(f"budget: {name} is {value!r}; allowed is a finite number")
+        for name in NEEDS_PROFILE:
+            if name in given:
+                raise BudgetError(
+                    f"budget: {name} needs a hardware profile, which this version does not have; "
+                    "use density, synapses or sops"
+                )
+        if "density" in given and "sparsity" in given:
+            raise BudgetError("budget: density and sparsity are both given; they are 1 - each other, so give one")
+        if self.density is not None and not 0 < self.density <= 1:
+            raise BudgetError(f"budget: density is {self.density:g}; allowed is above 0 and at most 1, the share kept")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise BudgetError(f"budget: sparsity is {self.sparsity:g}; allowed is 0 to below 1, the share removed")
+        for name in ("synapses", "sops"):
+            if name in given and given[name] <= 0:
+                raise BudgetError(f"budget: {name} is {given[name]:g}; allowed is a number above 0")
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The limits that are given, by name."""
+        return {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
+
+
+BUDGETS = tuple(field.name for field in fields(Budget))
+
+
+def parse_budget(texts: Iterable[str]) -> Budget:
+    """Read budgets as the command line gives them, ``["density=0.1", "sops=2e5"]``.
+
+    Raises:
+        BudgetError: A text is not ``name=number``, names no budget, or names one twice.
+    """
+    values: dict[str, float] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        name = name.strip()
+        if not equals or name not in BUDGETS:
+            raise BudgetError(f"budget: {text!r}; allowed is NAME=NUMBER with NAME one of {', '.join(BUDGETS)}")
+        if name in values:
+            raise BudgetError(f"budget: {name} is given twice; give it once")
+        try:
+            values[name] = float(number)
+        except ValueError as error:
+            raise BudgetError(f"budget: {text!r}: {number!r} is not a number; write it as 0.1 or 2e5") from error
+    return Budget(**values)

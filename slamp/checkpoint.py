@@ -1,0 +1,55 @@
+"""Where a training function saves its progress, so that an interrupted run can go on."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slamp.atomic import write_atomically
+from slamp.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved state of a training function.
+
+    Attributes:
+        path: The file, or None to keep nothing.
+    """
+
+    path: Path | None = None
+
+    def load(self) -> dict[str, Any] | None:
+        """Return what was last saved, or None. Only tensors, numbers, strings and containers are read.
+
+        Raises:
+            ArtifactError: The file is damaged.
+        """
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise ArtifactError(f"{self.path}: damaged checkpoint ({error}); delete it, or run without --resume") from error
+        if not isinstance(state, dict):
+            raise ArtifactError(f"{self.path}: holds {type(state).__name__}, not a checkpoint; delete it")
+        return state
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Save a state atomically: epoch, ``net.state_dict()``, ``optimizer.state_dict()``, whatever `load` shall give."""
+        if self.path is None:
+            return
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        write_atomically(self.path, buffer.getvalue())
+
+    def clear(self) -> None:
+        """Forget what was saved."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -1,0 +1,145 @@
+"""Is a difference within float rounding, and is the rest of that sample as well? The line between tie and different."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from slamp.compare import Comparison, Difference, shifted
+from slamp.graph import SpikingGraph
+from slamp.raster import SpikeRaster
+from slamp.rounding import membrane_bound, output_bound
+from slamp.simulate import Recording, output_neuron
+
+
+def judge_sample(
+    graph: SpikingGraph,
+    inputs: SpikeRaster,
+    reference: Recording,
+    replayed: Recording,
+    comparison: Comparison,
+    first: Difference,
+) -> tuple[str, Difference]:
+    """Judge a sample that differs.
+
+    It is a tie if its first differing cell lies within rounding of the threshold and, from there on, every cell of the
+    replay is what the graph computes, within rounding, from the replay's own earlier spikes. (That second half is
+    checked if the replay shows every layer.) Otherwise it is different.
+
+    Args:
+        graph: The network.
+        inputs: The batch.
+        reference: The graph's recording of the batch.
+        replayed: The target's.
+        comparison: Their comparison.
+        first: First difference of the sample.
+
+    Returns:
+        "tie" or "different", and the cell that decides, with membrane, threshold, margin and bound filled in.
+    """
+    if not isinstance(first.expected, bool):
+        return "different", replace(first, cause="value: the analog output is farther off than rounding explains")
+    sample = first.sample
+    inside = inputs.samples(sample, sample + 1)
+    if first.layer == graph.output and output_neuron(graph) in comparison.layers:
+        return "different", replace(first, cause="output: its layer's spikes agree, but the output is not those spikes")
+    located = _at_neuron(graph, first)
+    measured = _measured(graph, inside, spikes_of(reference, sample), located)
+    if not _within(measured):
+        return "different", measured
+    measured = replace(measured, cause="tie: float rounding decides, the membrane lies at the threshold")
+    if comparison.unobserved:
+        return "tie", measured
+    late = _unexplained(graph, inside, replayed, comparison, sample)
+    return ("tie", measured) if late is None else ("different", late)
+
+
+def spikes_of(recording: Recording, sample: int) -> dict[str, torch.Tensor]:
+    """Return the recorded spikes of one sample by layer, bool (time, 1, *neurons)."""
+    return {
+        name: trace.spikes[:, sample : sample + 1].cpu()
+        for name, trace in recording.traces.items()
+        if trace.spikes is not None
+    }
+
+
+def _at_neuron(graph: SpikingGraph, first: Difference) -> Difference:
+    """Name the neuron layer behind a differing cell of the output."""
+    layer = output_neuron(graph)
+    if first.layer != graph.output or layer is None:
+        return first
+    flat = int(np.ravel_multi_index(first.neuron, graph.shapes[graph.output]))
+    neuron = tuple(int(axis) for axis in np.unravel_index(flat, graph.shapes[layer]))
+    return replace(first, layer=layer, neuron=neuron)
+
+
+def _measured(
+    graph: SpikingGraph, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor], difference: Difference
+) -> Difference:
+    node = graph.spiking[difference.layer]
+    bounded = membrane_bound(graph, difference.layer, inputs, spikes)
+    cell = (difference.step, 0, *difference.neuron)
+    membrane, threshold = float(bounded.value[cell]), float(node.v_threshold[difference.neuron])
+    return replace(
+        difference,
+        membrane=membrane,
+        threshold=threshold,
+        margin=membrane - threshold,
+        bound=float(bounded.error[cell]),
+    )
+
+
+def _within(difference: Difference) -> bool:
+    assert difference.margin is not None
+    assert difference.bound is not None
+    return abs(difference.margin) <= difference.bound
+
+
+def _unexplained(
+    graph: SpikingGraph, inputs: SpikeRaster, replayed: Recording, comparison: Comparison, sample: int
+) -> Difference | None:
+    """Return the first cell of the replay that its own earlier spikes do not explain within rounding."""
+    steps, latency = comparison.steps, comparison.latency_steps
+    inputs = SpikeRaster(inputs.data[:steps], inputs.dt, kind=inputs.kind)
+    spikes = {name: shifted(part, latency, steps) for name, part in spikes_of(replayed, sample).items()}
+    for name, node in graph.spiking.items():
+        bounded = membrane_bound(graph, name, inputs, spikes)
+        margin = bounded.value - torch.from_numpy(np.array(node.v_threshold, dtype=np.float64))
+        wrong = (spikes[name] != (margin > 0)) & (margin.abs() > bounded.error)
+        if bool(wrong.any()):
+            step, _, *neuron = (int(index) for index in wrong.nonzero()[0])
+            found = bool(spikes[name][(step, 0, *neuron)])
+            cell = Difference(name, step, sample, tuple(neuron), not found, found)
+            cause = "after a tie earlier in this sample, the replay's own spikes do not explain this cell"
+            return replace(_measured(graph, inputs, spikes, cell), cause=cause)
+    return _unexplained_output(graph, inputs, spikes, shifted(replayed.output.data, latency, steps), sample)
+
+
+def _unexplained_output(
+    graph: SpikingGraph,
+    inputs: SpikeRaster,
+    spikes: Mapping[str, torch.Tensor],
+    output: torch.Tensor,
+    sample: int,
+) -> Difference | None:
+    bounded = output_bound(graph, inputs, spikes)
+    found = output[:, sample : sample + 1].cpu().double()
+    wrong = ~((found - bounded.value).abs() <= bounded.error)
+    if not bool(wrong.any()):
+        return None
+    step, _, *neuron = (int(index) for index in wrong.nonzero()[0])
+    cell = (step, 0, *neuron)
+    return Difference(
+        graph.output,
+        step,
+        sample,
+        tuple(neuron),
+        float(bounded.value[cell]),
+        float(found[cell]),
+        membrane=float(bounded.value[cell]),
+        bound=float(bounded.error[cell]),
+        cause="after a tie earlier in this sample, the replay's own spikes do not explain this output",
+    )

@@ -1,0 +1,273 @@
+"""Prune, recover and retrain until every budget holds in measured use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from slamp.activity import Activity
+from slamp.allocate import Plan, allocate
+from slamp.budget import Budget
+from slamp.calibrate import calibrate
+from slamp.capture import read_graph
+from slamp.checkpoint import Checkpoint
+from slamp.errors import ArtifactError, BudgetError
+from slamp.graph import SpikingGraph
+from slamp.masks import Masks, load_pruned, make_masks, masked_copy, masked_parameters, save_pruned
+from slamp.raster import SpikeRaster
+from slamp.recover import recover
+from slamp.retrain import Train, retrain
+from slamp.score import Scores, resolve_method, score
+
+Schedule = Literal["one-shot", "iterative"]
+# A SOP budget counts as spent when measured use lies between this share of it and all of it.
+SPENT = 0.98
+# Rounds aim a little above the budget, because the trim that ends them can only remove.
+AIM = 1.02
+MAX_ROUNDS = 4
+KEEP_PER_ROUND = 0.8
+TRIMS = 16
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass of allocation, recovery and retraining; SOPs are means per sample."""
+
+    sops_asked: float | None
+    sops_predicted: float
+    sops_measured: float
+    density: float
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A pruned, recovered and retrained network.
+
+    Attributes:
+        net: The network; pruned weights are zero.
+        masks: Which weights stay.
+        plan: The last allocation.
+        rounds: What every round asked for and reached.
+        sops: SOPs per sample measured on the calibration sample by the reference, exactly.
+    """
+
+    net: torch.nn.Module
+    masks: Masks
+    plan: Plan
+    rounds: tuple[Round, ...]
+    sops: float
+
+
+@dataclass(frozen=True, eq=False)
+class Pruning:
+    """How to prune: everything `prune` needs besides the network and the sample.
+
+    Attributes:
+        budget: Limits that must hold in the end.
+        method: Scoring method, or "auto".
+        readout: How the output is read over time: "mean", "sum", "last" or "max".
+        schedule: "one-shot", or "iterative": a fifth of the survivors goes per round.
+        train: The user's training function, or None to prune without retraining.
+        seed: Decides all randomness.
+        directory: Where finished rounds and training checkpoints are kept for resuming; None keeps nothing.
+        progress: Show progress.
+    """
+
+    budget: Budget
+    method: str = "auto"
+    readout: str = "mean"
+    schedule: Schedule = "one-shot"
+    train: Train | None = None
+    seed: int = 0
+    directory: Path | None = None
+    progress: bool = False
+
+
+def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned:
+    """Prune ``net`` to a budget: scores from the dense network, rates restored, retrained, measured, trimmed.
+
+    A SOP budget is met in measured use: after each round the allocation is corrected by what was measured, and a last
+    trim by bisection leaves the measured SOPs within [0.98 B, B] wherever the SOP budget is the one that binds.
+
+    Args:
+        net: The dense network; it is not changed.
+        raster: Calibration sample.
+        pruning: How to prune.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+        SilentNetworkError: A layer of the dense network never fires.
+    """
+    graph, _ = read_graph(net, raster.features, raster.dt)
+    dense = calibrate(graph, raster, progress=pruning.progress)
+    pruning = replace(pruning, method=resolve_method(pruning.method, pruning.budget))
+    scores = _score(graph, dense, raster, pruning)
+    plan = allocate(scores, pruning.budget)
+    if pruning.schedule == "iterative":
+        pruned, plan, rounds = _iterative(net, raster, pruning, dense, plan)
+    else:
+        pruned, plan, rounds = _one_shot(net, raster, pruning, scores, dense)
+    limit = pruning.budget.sops
+    if limit is not None and rounds[-1].sops_measured > limit:
+        pruned, plan = _trim(pruned, raster, pruning, rounds[-1].sops_measured)
+    masks = _masks_of(pruned, raster)
+    sops = measured_sops(pruned, raster)
+    if limit is not None and sops > limit:
+        raise BudgetError(f"budget: sops {limit:g} is exceeded by {sops:g} measured after trimming; this is a defect")
+    return Pruned(pruned, masks, plan, tuple(rounds), sops)
+
+
+def measured_sops(net: torch.nn.Module, raster: SpikeRaster) -> float:
+    """SOPs per sample of a network, counted exactly on the reference's spikes."""
+    graph, _ = read_graph(net, raster.features, raster.dt)
+    return calibrate(graph, raster, fold=False).sops
+
+
+def _one_shot(
+    net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, scores: Scores, dense: Activity
+) -> tuple[torch.nn.Module, Plan, list[Round]]:
+    limit = pruning.budget.sops
+    asked = limit
+    rounds: list[Round] = []
+    current: torch.nn.Module | None = None
+    while True:
+        budget = pruning.budget if asked is None else replace(pruning.budget, sops=asked)
+        plan = allocate(scores, budget)
+        masks = make_masks(scores, plan)
+        start = net if current is None else _merged(net, current, masks)
+        effort = 1.0 if current is None else 0.5
+        current = _recover_and_retrain(start, masks, raster, pruning, dense, len(rounds), effort)
+        rounds.append(_round(current, raster, plan, asked))
+        if limit is None or _settled(rounds, plan, limit):
+            return current, plan, rounds
+        predicted, measured = rounds[-1].sops_predicted, max(rounds[-1].sops_measured, 1.0)
+        asked = min(predicted * AIM * limit / measured, scores.activity.sops if scores.activity else math.inf)
+
+
+def _settled(rounds: list[Round], plan: Plan, limit: float) -> bool:
+    """True if trimming can finish the job, or more rounds would not change it."""
+    measured = rounds[-1].sops_measured
+    if len(rounds) == MAX_ROUNDS:
+        return True
+    if measured < SPENT * limit:
+        return "sops" not in plan.binding
+    return measured <= limit or (len(rounds) >= 2 and measured <= 1.05 * limit)
+
+
+def _iterative(
+    net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, dense: Activity, goal: Plan
+) -> tuple[torch.nn.Module, Plan, list[Round]]:
+    rounds: list[Round] = []
+    density = goal.density
+    count = max(1, math.ceil(math.log(density) / math.log(KEEP_PER_ROUND) - 1e-9))
+    current = net
+    plan = goal
+    for index in range(count):
+        share = max(KEEP_PER_ROUND ** (index + 1), density)
+        last = index == count - 1
+        graph, _ = read_graph(current, raster.features, raster.dt)
+        scores = _score(graph, calibrate(graph, raster), raster, pruning)
+        budget = pruning.budget if last else Budget(density=share)
+        plan = allocate(scores, budget)
+        masks = make_masks(scores, plan)
+        effort = 1.0 / count
+        current = _recover_and_retrain(current, masks, raster, pruning, dense, index, effort)
+        rounds.append(_round(current, raster, plan, pruning.budget.sops if last else None))
+    return current, plan, rounds
+
+
+def _recover_and_retrain(
+    start: torch.nn.Module,
+    masks: Masks,
+    raster: SpikeRaster,
+    pruning: Pruning,
+    dense: Activity,
+    index: int,
+    effort: float,
+) -> torch.nn.Module:
+    finished = None if pruning.directory is None else pruning.directory / f"round-{index}.safetensors"
+    if finished is not None and finished.exists():
+        state, stored = load_pruned(finished)
+        if stored.hash != masks.hash:
+            raise ArtifactError(f"{finished}: belongs to another run; delete it, or run without --resume")
+        resumed = masked_copy(start, masks)
+        resumed.load_state_dict(state)
+        return resumed
+    per: Literal["layer", "neuron"] = "neuron" if pruning.train is None else "layer"
+    result = recover(start, masks, raster, per=per, targets=dense, progress=pruning.progress)
+    if pruning.train is not None:
+        checkpoint = Checkpoint(None if pruning.directory is None else pruning.directory / f"train-{index}.pt")
+        result = retrain(
+            result,
+            masks,
+            pruning.train,
+            effort=effort,
+            generator=np.random.default_rng([pruning.seed, index]),
+            checkpoint=checkpoint,
+            progress=pruning.progress,
+        )
+        if finished is not None:
+            save_pruned(result, masks, finished)
+            checkpoint.clear()
+    return result
+
+
+def _merged(dense: torch.nn.Module, current: torch.nn.Module, masks: Masks) -> torch.nn.Module:
+    """Return ``current`` in which weights that come back under ``masks`` have their dense value."""
+    merged = masked_copy(current, masks)
+    originals = dict(dense.named_parameters())
+    with torch.no_grad():
+        for name, parameter in merged.named_parameters():
+            for other, keep in masked_parameters(merged, masks):
+                if other is parameter:
+                    back = keep & (parameter == 0)
+                    parameter[back] = originals[name][back]
+    return merged
+
+
+def _trim(
+    net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, measured: float
+) -> tuple[torch.nn.Module, Plan]:
+    """Remove the least important weights until measured SOPs lie within [0.98 B, B], or as near below B as they come."""
+    limit = pruning.budget.sops
+    assert limit is not None
+    graph, _ = read_graph(net, raster.features, raster.dt)
+    scores = _score(graph, calibrate(graph, raster), raster, pruning)
+    low, high = 0.0, measured
+    asked = limit * (SPENT + 1) / 2
+    best: tuple[float, torch.nn.Module, Plan] | None = None
+    for _ in range(TRIMS):
+        plan = allocate(scores, replace(pruning.budget, sops=asked))
+        trimmed = masked_copy(net, make_masks(scores, plan))
+        found = measured_sops(trimmed, raster)
+        if found <= limit and (best is None or found > best[0]):
+            best = (found, trimmed, plan)
+        if SPENT * limit <= found <= limit:
+            break
+        low, high = (asked, high) if found <= limit else (low, asked)
+        asked = (low + high) / 2
+    if best is None:
+        raise BudgetError(f"budget: sops {limit:g} cannot be reached by trimming; the least tried used {found:g}")
+    return best[1], best[2]
+
+
+def _score(graph: SpikingGraph, activity: Activity, raster: SpikeRaster, pruning: Pruning) -> Scores:
+    generator = np.random.default_rng([pruning.seed, 1 << 16])
+    return score(graph, activity, pruning.method, readout=pruning.readout, raster=raster, generator=generator)
+
+
+def _round(net: torch.nn.Module, raster: SpikeRaster, plan: Plan, asked: float | None) -> Round:
+    measured = measured_sops(net, raster)
+    predicted = plan.usage["sops"][0] if "sops" in plan.usage else measured
+    return Round(asked, predicted, measured, plan.density)
+
+
+def _masks_of(net: torch.nn.Module, raster: SpikeRaster) -> Masks:
+    graph, _ = read_graph(net, raster.features, raster.dt)
+    return Masks({name: node.weight != 0 for name, node in graph.weighted.items()}, graph.parameters)
+

@@ -1,0 +1,156 @@
+"""`retrain`: the user's own training loop, with the masks held."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from slamp.checkpoint import Checkpoint
+from slamp.errors import TrainingError
+from slamp.masks import Masks, masked_parameters
+from slamp.progress import ticker
+
+
+class Train(Protocol):
+    """The user's training function. It trains ``net`` in place and returns nothing."""
+
+    def __call__(
+        self, net: torch.nn.Module, *, effort: float, generator: np.random.Generator, checkpoint: Checkpoint
+    ) -> None:
+        """Train ``net`` in place.
+
+        Args:
+            net: The network to train; put it in the mode you want.
+            effort: Share of a full retraining: multiply your number of epochs by it.
+            generator: Source of all randomness, such as the order of samples.
+            checkpoint: ``checkpoint.load()`` gives what ``checkpoint.save(state)`` last kept, or None.
+        """
+
+
+def retrain(
+    net: torch.nn.Module,
+    masks: Masks,
+    train: Train,
+    *,
+    effort: float = 1.0,
+    generator: np.random.Generator | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: bool = False,
+) -> torch.nn.Module:
+    """Train a copy of ``net`` while pruned weights stay zero, and return the copy.
+
+    The masks hold through every optimizer of torch, whether made before, inside or by ``train``: gradients and moments of
+    pruned weights are zeroed before each optimizer step, the weights after it. torch's global random state is seeded
+    from ``generator`` for the time of the training and restored afterwards, so that a seed determines the result.
+
+    Args:
+        net: The pruned network.
+        masks: Which weights stay.
+        train: The user's training function, see `Train`.
+        effort: Share of a full retraining, > 0.
+        generator: Source of randomness; ``numpy.random.default_rng(0)`` if None.
+        checkpoint: Where ``train`` may save its progress.
+        progress: Show the number of optimizer steps and the time.
+
+    Raises:
+        TrainingError: ``train`` returned another network, revived pruned weights past the optimizer, or left
+            numbers that are not finite.
+        MaskError: The masks do not fit the network.
+    """
+    if not effort > 0:
+        raise TrainingError(f"retrain: effort is {effort!r}; allowed is a positive share of a full retraining")
+    generator = np.random.default_rng(0) if generator is None else generator
+    trained = copy.deepcopy(net)
+    parameters = {parameter: keep.to(parameter.dtype) for parameter, keep in masked_parameters(trained, masks)}
+    _zero_pruned(parameters)
+    with ticker("retraining", None, shown=progress, unit="steps") as advance:
+        with _masks_held(parameters, advance), _seeded(generator, trained):
+            returned = train(trained, effort=effort, generator=generator, checkpoint=checkpoint or Checkpoint())  # type: ignore[func-returns-value]  # users may return by mistake
+    if isinstance(returned, torch.nn.Module) and returned is not trained:
+        raise TrainingError("retrain: the training function returned another network; train the one given, in place")
+    _check_trained(trained, masks)
+    return trained
+
+
+@contextmanager
+def _masks_held(parameters: dict[torch.nn.Parameter, torch.Tensor], advance: Callable[[int], None]) -> Iterator[None]:
+    """Hold masks through every optimizer step that touches one of the parameters."""
+
+    def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for parameter, keep in _own(optimizer, parameters):
+            if parameter.grad is not None:
+                parameter.grad.mul_(keep)
+            _zero_moments(optimizer, parameter, keep)
+
+    def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for parameter, keep in _own(optimizer, parameters):
+            with torch.no_grad():
+                parameter.mul_(keep)
+            _zero_moments(optimizer, parameter, keep)
+        advance(1)
+
+    handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
+    for parameter, keep in parameters.items():
+        if parameter.requires_grad:  # a frozen one has no gradient to mask
+            handles.append(parameter.register_hook(lambda gradient, keep=keep: gradient * keep))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _own(
+    optimizer: Optimizer, parameters: dict[torch.nn.Parameter, torch.Tensor]
+) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter in parameters:
+                yield parameter, parameters[parameter]
+
+
+def _zero_moments(optimizer: Optimizer, parameter: torch.nn.Parameter, keep: torch.Tensor) -> None:
+    for value in optimizer.state.get(parameter, {}).values():
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            value.mul_(keep.to(value.dtype))
+
+
+@contextmanager
+def _seeded(generator: np.random.Generator, net: torch.nn.Module) -> Iterator[None]:
+    devices = sorted({p.device.index or 0 for p in net.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(generator.integers(2**31)))
+        yield
+
+
+def _zero_pruned(parameters: dict[torch.nn.Parameter, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, keep in parameters.items():
+            parameter.mul_(keep)
+
+
+def _check_trained(net: torch.nn.Module, masks: Masks) -> None:
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        if not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(f"{name}: training left NaN or infinity; lower the learning rate")
+    # Looked up anew: the training function may have put other parameters in the place of the ones held.
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    for parameter, keep in masked_parameters(net, masks):
+        name = names[parameter]
+        revived = (parameter != 0) & ~keep
+        if bool(revived.any()):
+            index = [int(axis) for axis in revived.nonzero()[0]]
+            raise TrainingError(
+                f"{name}: training revived {int(revived.sum())} pruned weights, the first at {index}; weights must change "
+                "through a torch.optim optimizer only, which holds the masks"
+            )

@@ -1,0 +1,275 @@
+"""How far float32 rounding can move a membrane: a rigorous running error bound.
+
+A layer's membrane is computed in float64 from the spikes that really reached it, and beside it a bound ``error`` such
+that every float32 evaluation ends within ``error`` of that value. Allowed for are
+
+* weighted sums in any order, with or without fused multiply-add: ``gamma_n * sum |w| |x|`` with
+  ``gamma_n = n u / (1 - n u)``, ``u = 2^-24`` (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1;
+  terms that are zero add no rounding, so only the others are counted),
+* every rounding of a neuron's update, in any association of ``v``, ``decay * v``, ``decay * v_leak``, ``decay * i``,
+* decays and gains off by two units in the last place, for targets that store a time constant and divide by it,
+* products below the smallest normal number flushed to zero.
+
+Transforms that are not sums of products (Winograd, FFT convolution) are not covered. Errors shrink with the leak, grow
+with what flows in, and end where a reset by value erases the membrane. Resets follow the recorded spikes: up to the
+first cell that differs, both runs share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from slamp.errors import GraphError
+from slamp.graph import SpikingGraph
+from slamp.nodes import (
+    IF,
+    LIF,
+    NEURON,
+    SPIKING,
+    Affine,
+    AvgPool2d,
+    Conv1d,
+    Conv2d,
+    CubaLI,
+    CubaLIF,
+    Flatten,
+    Input,
+    Linear,
+    Neuron,
+    Node,
+    Output,
+    Scale,
+    SumPool2d,
+)
+from slamp.raster import SpikeRaster
+from slamp.simulate import check_raster
+
+UNIT = 2.0**-24
+TINY = 2.0**-126
+CONSTANT = 4  # roundings that a constant off by two units in the last place is worth
+UPDATE = 6  # roundings that touch any one term of a neuron's update, however it is associated
+GAIN = 2 * CONSTANT + UPDATE  # as UPDATE, for an input multiplied by two constants whose product is one
+
+
+@dataclass(frozen=True, eq=False)
+class Bounded:
+    """Values and how far rounding can move them.
+
+    Attributes:
+        value: In exact arithmetic (float64), shape (time, batch, *features).
+        error: Any float32 evaluation lies within ``error`` of ``value``, float64, same shape.
+    """
+
+    value: torch.Tensor
+    error: torch.Tensor
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """Bound on the difference between any two float32 evaluations."""
+        return 2 * self.error
+
+
+def membrane_bound(graph: SpikingGraph, layer: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> Bounded:
+    """Return the membrane of a neuron layer, as compared with the threshold, and its rounding bound.
+
+    Args:
+        graph: The network.
+        layer: Name of the neuron layer.
+        inputs: What entered the network, one sample or several.
+        spikes: Spikes by layer, bool (time, batch, *neurons), of every spiking layer upstream and of ``layer`` itself.
+
+    Raises:
+        GraphError: ``layer`` is not a layer of neurons, or the spikes of a layer it needs are not given.
+        RasterError: ``inputs`` does not fit the graph.
+    """
+    if not isinstance(graph.nodes.get(layer), NEURON):
+        allowed = [name for name in graph.order if isinstance(graph.nodes[name], NEURON)]
+        raise GraphError(f"{layer}: not a layer of neurons; allowed are {allowed}")
+    check_raster(graph, inputs)
+    return _membrane(graph, layer, inputs, spikes)
+
+
+def output_bound(graph: SpikingGraph, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> Bounded:
+    """Return the values of an analog output and their rounding bound; arguments and errors as `membrane_bound`."""
+    check_raster(graph, inputs)
+    return _value(graph, graph.output, inputs, spikes)
+
+
+def _value(graph: SpikingGraph, name: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> Bounded:
+    """What leaves a node: known exactly for the input and for spiking layers, computed for the rest."""
+    node = graph.nodes[name]
+    if isinstance(node, Input):
+        return _exact(inputs.data)
+    if isinstance(node, SPIKING):
+        return _exact(_spikes_of(name, spikes))
+    if isinstance(node, NEURON):
+        return _membrane(graph, name, inputs, spikes)
+    return stateless_bound(node, _summed(graph, name, inputs, spikes))
+
+
+def _spikes_of(name: str, spikes: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    if name not in spikes:
+        raise GraphError(f"{name}: its spikes are not recorded, so what follows cannot be bounded; record them")
+    return spikes[name]
+
+
+def _exact(values: torch.Tensor) -> Bounded:
+    value = values.detach().cpu().to(torch.float64)
+    return Bounded(value, torch.zeros_like(value))
+
+
+def _summed(graph: SpikingGraph, name: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> Bounded:
+    """Sum over the edges into a node."""
+    parts = [_value(graph, source, inputs, spikes) for source in graph.sources(name)]
+    if len(parts) == 1:
+        return parts[0]
+    value = torch.stack([part.value for part in parts]).sum(0)
+    error = torch.stack([part.error for part in parts]).sum(0)
+    size = torch.stack([part.value.abs() + part.error for part in parts]).sum(0)
+    return Bounded(value, error + _gamma(len(parts)) * size)
+
+
+def _gamma(roundings: float | torch.Tensor) -> float | torch.Tensor:
+    # one more rounding pays for the float64 arithmetic of this file
+    count = roundings + 1
+    return count * UNIT / (1 - count * UNIT)
+
+
+def stateless_bound(node: Node, x: Bounded) -> Bounded:
+    """Propagate values and errors through a node without memory, shape (time, batch, *features)."""
+    steps, batch = x.value.shape[:2]
+    flat = Bounded(x.value.flatten(0, 1), x.error.flatten(0, 1))
+    result = _stateless(node, flat)
+    shape = (steps, batch, *result.value.shape[1:])
+    return Bounded(result.value.reshape(shape), result.error.reshape(shape))
+
+
+def _stateless(node: Node, x: Bounded) -> Bounded:
+    match node:
+        case Output():
+            return x
+        case Flatten():
+            return Bounded(*(torch.flatten(part, node.start_dim + 1, node.end_dim + 1) for part in (x.value, x.error)))
+        case Linear() | Affine() | Conv1d() | Conv2d():
+            return _weighted_sum(node, x)
+        case SumPool2d() | AvgPool2d():
+            return _pooled(node, x)
+        case Scale():
+            channels = (1, -1, *(1 for _ in x.value.shape[2:]))
+            scale, shift = _double(node.scale).reshape(channels), _double(node.shift).reshape(channels)
+            size = scale.abs() * (x.value.abs() + x.error) + shift.abs()
+            return Bounded(scale * x.value + shift, scale.abs() * x.error + _gamma(2) * size + 2 * TINY)
+        case _:
+            raise GraphError(f"{type(node).__name__}: has memory; use membrane_bound")
+
+
+def _weighted_sum(node: Linear | Affine | Conv1d | Conv2d, x: Bounded) -> Bounded:
+    weight = _double(node.weight)
+    bias = None if isinstance(node, Linear) or node.bias is None else _double(node.bias)
+    magnitude = x.value.abs() + x.error
+    value = _apply(node, x.value, weight, bias)
+    size = _apply(node, magnitude, weight.abs(), None if bias is None else bias.abs())
+    terms = _apply(node, (magnitude != 0).to(torch.float64), (weight != 0).to(torch.float64), None)
+    # n products and n - 1 additions, one more for a bias: each term meets at most n + 1 roundings
+    error = _apply(node, x.error, weight.abs(), None) + _gamma(terms + 1) * size + (terms + 1) * TINY
+    return Bounded(value, error)
+
+
+def _apply(
+    node: Linear | Affine | Conv1d | Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    if isinstance(node, (Linear, Affine)):
+        return F.linear(x, weight, bias)
+    convolve = F.conv1d if isinstance(node, Conv1d) else F.conv2d
+    return convolve(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
+
+
+def _pooled(node: SumPool2d | AvgPool2d, x: Bounded) -> Bounded:
+    padding = (0, 0) if isinstance(node, SumPool2d) else node.padding
+    cells = node.kernel_size[0] * node.kernel_size[1]
+
+    def total(part: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(part, node.kernel_size, node.stride, padding, divisor_override=1)
+
+    factor = 1.0 if isinstance(node, SumPool2d) else 1.0 / cells
+    size = total(x.value.abs() + x.error) * factor
+    # sum of all cells, then at most a division and a multiplication by the number of cells
+    error = total(x.error) * factor + _gamma(cells + 2) * size + 2 * TINY
+    return Bounded(total(x.value) * factor, error)
+
+
+def _membrane(graph: SpikingGraph, name: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> Bounded:
+    node = graph.nodes[name]
+    assert isinstance(node, NEURON)
+    drive = _summed(graph, name, inputs, spikes)
+    fired = _spikes_of(name, spikes).detach().cpu() if isinstance(node, SPIKING) else None
+    if fired is not None and fired.shape != drive.value.shape:
+        raise GraphError(f"{name}: spikes of shape {tuple(fired.shape)}; allowed is {tuple(drive.value.shape)}")
+    state = _State(node, drive.value.shape[1:])
+    value, error = torch.empty_like(drive.value), torch.empty_like(drive.error)
+    for t in range(drive.value.shape[0]):
+        state.integrate(drive.value[t], drive.error[t])
+        value[t], error[t] = state.v, state.v_error
+        if fired is not None:
+            state.reset(fired[t])
+    return Bounded(value, error)
+
+
+class _State:
+    """Exact membrane and current of one layer, and the error bound of each."""
+
+    def __init__(self, node: Neuron, shape: torch.Size) -> None:
+        self.node = node
+        start = node.v_reset if isinstance(node, IF) else node.v_leak
+        self.v = _double(start).expand(shape).clone()
+        self.v_error = torch.zeros(shape, dtype=torch.float64)
+        self.i, self.i_error = torch.zeros_like(self.v), torch.zeros_like(self.v)
+        zero = torch.zeros((), dtype=torch.float64)
+        self.decay_mem = zero if isinstance(node, IF) else _double(node.decay_mem)
+        self.v_leak = zero if isinstance(node, IF) else _double(node.v_leak)
+        self.decay_syn = _double(node.decay_syn) if isinstance(node, (CubaLIF, CubaLI)) else zero
+
+    def integrate(self, x: torch.Tensor, x_error: torch.Tensor) -> None:
+        """Advance to the membrane that is compared with the threshold."""
+        if isinstance(self.node, IF):
+            size = self.v.abs() + self.v_error + x.abs() + x_error
+            self.v = self.v + x
+            self.v_error = self.v_error + x_error + _gamma(GAIN) * size + 2 * TINY
+            return
+        if isinstance(self.node, (CubaLIF, CubaLI)):
+            x, x_error = self._current(x, x_error)
+        keep, decay, leak = 1 - self.decay_mem, self.decay_mem, self.v_leak
+        before, drive = self.v.abs() + self.v_error, x.abs() + x_error
+        self.v = keep * self.v + decay * (leak + x)
+        local = _gamma(UPDATE) * before + _gamma(GAIN) * decay * (before + leak.abs() + drive)
+        self.v_error = keep * self.v_error + decay * x_error + local + 4 * TINY
+
+    def _current(self, x: torch.Tensor, x_error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the input to the decayed current; ``i`` is kept as the membrane sees it, before its own decay."""
+        keep = 1 - self.decay_syn
+        before, drive = self.i.abs() + self.i_error, x.abs() + x_error
+        self.i = keep * self.i + x
+        local = _gamma(UPDATE) * before + _gamma(UPDATE + CONSTANT) * self.decay_syn * before + _gamma(GAIN) * drive
+        self.i_error = keep * self.i_error + x_error + local + 4 * TINY
+        return self.i, self.i_error
+
+    def reset(self, fired: torch.Tensor) -> None:
+        """Reset the neurons that fired: by value the error vanishes, by subtraction it stays and one rounding joins."""
+        assert isinstance(self.node, (IF, LIF, CubaLIF))
+        if self.node.reset == "value":
+            self.v = torch.where(fired, _double(self.node.v_reset), self.v)
+            self.v_error = torch.where(fired, torch.zeros_like(self.v), self.v_error)
+            return
+        threshold = _double(self.node.v_threshold)
+        size = self.v.abs() + self.v_error + threshold.abs()
+        self.v = torch.where(fired, self.v - threshold, self.v)
+        self.v_error = torch.where(fired, self.v_error + _gamma(1) * size, self.v_error)
+
+
+def _double(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float64))

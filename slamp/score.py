@@ -1,0 +1,267 @@
+"""`score`: how much every weight is worth, by SLAMP, LAMP and the usual baselines.
+
+Our derivation of SLAMP (arXiv 2603.14946) from its abstract and from LAMP (arXiv 2010.07611). Every method is a key per
+weight, by which a layer is sorted once, and a falling curve of the rank (`slamp.curves`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+import numpy as np
+
+from slamp.activity import Activity
+from slamp.budget import Budget
+from slamp.curves import Curve, EnergyCurve, MagnitudeCurve, RankedKeys, ShareCurve
+from slamp.errors import ScoreError
+from slamp.graph import SpikingGraph
+from slamp.nodes import Conv1d, Conv2d, Weighted
+from slamp.raster import SpikeRaster
+from slamp.temporal import alignment, bound_factor, importance, measured_sensitivity, omega, single_step_importance
+
+FROM_ACTIVITY = ("slamp", "slamp-activity", "slamp-bound")
+COST_BLIND = ("global-magnitude", "uniform", "uniform-plus", "erk", "random")
+METHODS = ("lamp", *FROM_ACTIVITY, "slamp-measured", *COST_BLIND)
+ACTIVITY_POWER = 0.25
+BOUND_RANGE = 2.0
+LAST_LAYER_SHARE = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScores:
+    """Scores of one layer.
+
+    Attributes:
+        ranked: Keys by which the layer is ranked; zero keys are never kept.
+        curve: Score by rank, the largest key first.
+        factor: Layer factor inside the curve (``A ** (2 eta)`` for the temporal methods, else 1).
+        minimum: Weights that stay in any case.
+        gain: Factor on ``|w|`` per tap, float32, shape (groups, 1, taps), or None.
+        seed: Of the random keys, or None.
+    """
+
+    ranked: RankedKeys
+    curve: Curve
+    factor: float
+    minimum: int
+    gain: np.ndarray | None = None
+    seed: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of weights, zeros included."""
+        return len(self.ranked.keys)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of all weights of a graph. ``scores[name]`` is the float64 array of one layer, made when asked for.
+
+    The keys are the only copy of the weights it holds. They are sorted as far as they are asked for, so one `Scores` is
+    not for several threads at once.
+
+    Attributes:
+        method: Name of the method, one of `METHODS`.
+        graph: What was scored.
+        activity: What it was scored with, and the source of SOP costs; None if none was given.
+        layers: `LayerScores` by weighted node, in computing order.
+    """
+
+    method: str
+    graph: SpikingGraph
+    activity: Activity | None
+    layers: Mapping[str, LayerScores]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return the scores of one layer, float64, shape of its weight.
+
+        Zero weights score 0, the largest +inf (under the LAMP-like methods); of equal keys the lower flat index leads.
+        """
+        layer = self.layers[name]
+        shape = self.graph.weighted[name].weight.shape
+        order = np.argsort(-self.keys(name), kind="stable")[: layer.curve.live]
+        scores = np.zeros(layer.size)
+        scores[order] = layer.curve.values()
+        return scores.reshape(shape)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of weights per layer."""
+        return {name: layer.size for name, layer in self.layers.items()}
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Layer factors."""
+        return {name: layer.factor for name, layer in self.layers.items()}
+
+    @property
+    def cost_blind(self) -> bool:
+        """True for baselines whose ranking knows no costs."""
+        return self.method in COST_BLIND
+
+    def keys(self, name: str) -> np.ndarray:
+        """Return the keys of one layer in the order of its weights, float32, shape (size,), made when asked for."""
+        layer = self.layers[name]
+        return _keys(self.graph.weighted[name], layer.gain, layer.seed)
+
+
+def score(
+    graph: SpikingGraph,
+    activity: Activity | None = None,
+    method: str = "slamp",
+    *,
+    readout: str = "mean",
+    raster: SpikeRaster | None = None,
+    generator: np.random.Generator | None = None,
+) -> Scores:
+    """Score every weight of a graph.
+
+    Args:
+        graph: The network.
+        activity: What `calibrate` measured on it; methods without data need it only for a later SOP budget.
+        method: One of `METHODS`; `resolve_method` turns "auto" into one.
+        readout: How the output is read over time, "mean", "sum", "last" or "max".
+        raster: Samples, for "slamp-measured".
+        generator: Source of the keys of "random".
+
+    Raises:
+        ScoreError: Unknown method or readout, missing or foreign activity, missing raster or generator, all-zero layer.
+    """
+    _check(graph, activity, method, raster, generator)
+    factors = _factors(graph, activity, method, readout, raster)
+    seed = None if method != "random" or generator is None else int(generator.integers(2**63))
+    sort = partial(_sorted_layer, activity=activity, method=method, factors=factors, seed=seed)
+    items = list(enumerate(graph.weighted.items()))
+    # Largest first, so that the threads end together; NumPy's sort releases the lock. The result has no order to lose.
+    items.sort(key=lambda item: -item[1][1].weight.size)
+    with ThreadPoolExecutor(max_workers=min(len(items), os.cpu_count() or 1)) as pool:
+        done = dict(pool.map(sort, items))
+    layers = {name: _with_minimum(graph, name, done[name], method) for name in graph.weighted}
+    return Scores(method, graph, activity, MappingProxyType(layers))
+
+
+def resolve_method(method: str, budget: Budget) -> str:
+    """Return the method "auto" stands for under a budget: "slamp" if it limits SOPs, else "slamp-activity"."""
+    if method != "auto":
+        return method
+    return "slamp" if budget.sops is not None else "slamp-activity"
+
+
+def _check(
+    graph: SpikingGraph,
+    activity: Activity | None,
+    method: str,
+    raster: SpikeRaster | None,
+    generator: np.random.Generator | None,
+) -> None:
+    if method not in METHODS:
+        raise ScoreError(f"score: method {method!r} is unknown; allowed are {', '.join(METHODS)}")
+    if not graph.weighted:
+        raise ScoreError("score: the graph has no weights; give a graph with at least one weighted node")
+    if activity is None and method in FROM_ACTIVITY:
+        raise ScoreError(f"score: {method} needs the activity of the network; pass calibrate(graph, raster)")
+    if activity is not None:
+        if activity.graph_hash != graph.hash:
+            raise ScoreError(
+                f"score: the activity was measured on graph {activity.graph_hash[:12]}, this is {graph.hash[:12]}; "
+                "calibrate this graph"
+            )
+        missing = [name for name in graph.weighted if name not in activity.layers]
+        if missing:
+            raise ScoreError(f"{missing[0]}: the activity holds no such layer; calibrate this graph")
+    if method == "slamp-measured" and raster is None:
+        raise ScoreError("score: slamp-measured runs the network; pass raster=")
+    if method == "random" and generator is None:
+        raise ScoreError("score: random needs generator=, such as numpy.random.default_rng(0)")
+
+
+def _factors(
+    graph: SpikingGraph, activity: Activity | None, method: str, readout: str, raster: SpikeRaster | None
+) -> dict[str, float]:
+    if method == "slamp-measured" and raster is not None:
+        return {name: value**2 for name, value in measured_sensitivity(graph, raster, readout).items()}
+    if method not in FROM_ACTIVITY or activity is None:
+        return dict.fromkeys(graph.weighted, 1.0)
+    weights = omega(readout, activity.steps, activity)
+    alphas = importance(graph, activity, weights)
+    inputs = {name: np.sqrt(activity.layers[name].energy) for name in alphas}
+    if method != "slamp-bound":
+        return {name: alignment(alpha, inputs[name]) ** 2 for name, alpha in alphas.items()}
+    single = single_step_importance(graph, activity, weights)
+    gammas = {name: bound_factor(alpha, inputs[name], single[name]) for name, alpha in alphas.items()}
+    return _capped(gammas)
+
+
+def _capped(gammas: dict[str, float]) -> dict[str, float]:
+    """Return ``gamma ** (2 eta)`` with the largest eta <= 1 for which the values differ by at most `BOUND_RANGE`."""
+    positive = [gamma for gamma in gammas.values() if gamma > 0]
+    spread = 2 * float(np.log(max(positive) / min(positive))) if positive else 0.0
+    eta = 1.0 if spread == 0 else min(1.0, float(np.log(BOUND_RANGE)) / spread)
+    return {name: gamma ** (2 * eta) for name, gamma in gammas.items()}
+
+
+def _sorted_layer(
+    item: tuple[int, tuple[str, Weighted]],
+    *,
+    activity: Activity | None,
+    method: str,
+    factors: dict[str, float],
+    seed: int | None,
+) -> tuple[str, LayerScores]:
+    index, (name, node) = item
+    gain = None
+    if method == "slamp-activity" and activity is not None:
+        energy = activity.layers[name].trace_energy
+        gain = (energy ** (ACTIVITY_POWER / 2)).astype(np.float32).reshape(energy.shape[0], 1, -1)
+    seeds = None if seed is None else (seed, index)
+    keys = _keys(node, gain, seeds)
+    if gain is not None and not keys.any():
+        gain = None  # no input of the layer ever spikes, so its magnitudes are all there is to go by
+        keys = _keys(node, gain, seeds)
+    if not keys.any():
+        raise ScoreError(f"{name}: all {keys.size} weights are zero, so none can be kept; train the network first")
+    ranked = RankedKeys(keys)
+    ranked.top(1)
+    return name, LayerScores(ranked, _curve(node, ranked, method, factors[name]), factors[name], 1, gain, seeds)
+
+
+def _keys(node: Weighted, gain: np.ndarray | None, seed: tuple[int, int] | None) -> np.ndarray:
+    if seed is not None:
+        keys: np.ndarray = 1 - np.random.default_rng(seed).random(node.weight.size, dtype=np.float32)
+        keys[node.weight.reshape(-1) == 0] = 0
+        return keys
+    keys = np.abs(node.weight).reshape(-1)
+    if gain is not None:
+        spread = keys.reshape(gain.shape[0], -1, gain.shape[2])
+        spread *= gain
+    return keys
+
+
+def _curve(node: Weighted, ranked: RankedKeys, method: str, factor: float) -> Curve:
+    if method in ("global-magnitude", "random"):
+        return MagnitudeCurve(ranked)
+    if method in ("uniform", "uniform-plus"):
+        return ShareCurve(float(node.weight.size), ranked.live)
+    if method == "erk":
+        return ShareCurve(float(sum(node.weight.shape)), ranked.live)
+    return EnergyCurve(ranked, factor)
+
+
+def _with_minimum(graph: SpikingGraph, name: str, layer: LayerScores, method: str) -> LayerScores:
+    """Uniform+ of the LAMP protocol: a first convolution stays dense, a last fully connected layer keeps a fifth."""
+    if method != "uniform-plus":
+        return layer
+    names = list(graph.weighted)
+    convolution = isinstance(graph.weighted[name], (Conv1d, Conv2d))
+    if name == names[0] and convolution:
+        minimum = layer.curve.live
+    elif name == names[-1] and not convolution:
+        minimum = min(layer.curve.live, round(LAST_LAYER_SHARE * layer.size))
+    else:
+        minimum = 1
+    return LayerScores(layer.ranked, layer.curve, layer.factor, max(minimum, 1), layer.gain, layer.seed)

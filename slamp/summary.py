@@ -1,0 +1,220 @@
+"""From a finished run to its figures (``run.json``) and its page (``report.html``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from slamp.atomic import write_atomically
+from slamp.errors import MissingDependencyError
+from slamp.manifest import versions
+from slamp.measure import Accounts
+from slamp.raster import SpikeRaster
+from slamp.report import (
+    BudgetRow,
+    CurvePoint,
+    LayerRow,
+    RasterPicture,
+    Report,
+    Row,
+    VerdictLine,
+    raster_picture,
+    write_report,
+)
+from slamp.simulate import simulate
+
+if TYPE_CHECKING:
+    from slamp.compress import Run
+    from slamp.prune import Pruning
+
+FORMAT = "slamp-run-1"
+
+
+def run_summary(run: Run, pruning: Pruning) -> dict[str, Any]:
+    """Return the figures of a run, ready for JSON."""
+    before, after = run.before, run.after
+    folding = run.folding
+    return {
+        "format": FORMAT,
+        "method": run.pruned.plan.method,
+        "schedule": pruning.schedule,
+        "seed": pruning.seed,
+        "graph_hash": run.shipped.hash,
+        "mask_hash": run.pruned.masks.hash,
+        "accuracy": {"dense": before.accuracy, "pruned": after.accuracy},
+        "table": _table(before, after),
+        "layers": _layers(run),
+        "budgets": _budgets(run, pruning),
+        "rounds": [vars(entry) for entry in run.pruned.rounds],
+        "curve": [list(point) for point in run.curve],
+        "folding": folding and {"nodes": list(folding.folded), "cells": folding.cells, "differing": folding.differing},
+        "verifications": {
+            target: {**verification.to_json(), "sentence": verification.sentence()}
+            for target, verification in run.verifications.items()
+        },
+        "equivalent": run.equivalent,
+        "versions": versions(),
+    }
+
+
+def run_report(run: Run, summary: Mapping[str, Any], held_out: SpikeRaster, directory: Path) -> None:
+    """Write ``report.json`` and, where matplotlib and jinja2 are installed, ``report.html``."""
+    report = Report(
+        title="From network to files",
+        summary=f"Pruned by {summary['method']}, exported to {', '.join(run.artifacts)}, replayed and compared.",
+        verdicts=tuple(
+            VerdictLine(f"export to {target}", found["verdict"], found["sentence"])
+            for target, found in summary["verifications"].items()
+        ),
+        totals=tuple(
+            Row(row["name"], row["before"], row["after"], "share" if row["percent"] else "count")
+            for row in summary["table"]
+        ),
+        layers=tuple(
+            LayerRow(
+                row["layer"],
+                row["weights"],
+                row["kept"],
+                row["sops_before"] if row["from_spikes"] else None,
+                row["sops_after"] if row["from_spikes"] else None,
+                row["rate_before"],
+                row["rate_after"],
+            )
+            for row in summary["layers"]
+        ),
+        budgets=tuple(
+            BudgetRow(row["name"], row["limit"], row["used"], row["multiplier"], row["binds"])
+            for row in summary["budgets"]
+        ),
+        curve=_curve(run),
+        raster=_picture(run, held_out),
+        notes=_notes(run),
+        ties=tuple(tie["sentence"] for found in summary["verifications"].values() for tie in found["ties"]),
+        provenance={
+            "seed": summary["seed"],
+            "graph hash": summary["graph_hash"],
+            "mask hash": summary["mask_hash"],
+            **summary["versions"],
+        },
+    )
+    try:
+        write_report(report, directory)
+    except MissingDependencyError:  # the page needs the extra "report"; the figures do not
+        write_atomically(directory / "report.json", (json.dumps(report.to_json(), indent=2) + "\n").encode())
+
+
+def _table(before: Accounts, after: Accounts) -> list[dict[str, Any]]:
+    def row(name: str, old: float | None, new: float | None, *, percent: bool = False) -> dict[str, Any]:
+        return {"name": name, "before": old, "after": new, "percent": percent}
+
+    rows = [
+        row("accuracy, held out", before.accuracy, after.accuracy, percent=True),
+        row("synapses (weights)", sum(before.synapses.values()), sum(after.synapses.values())),
+        row("density", before.density, after.density, percent=True),
+        row("unrolled connections", sum(before.connections.values()), sum(after.connections.values())),
+        row("SOPs per sample, calibration", before.activity.sops, after.activity.sops),
+        row("SOPs per sample, held out", before.held_out.sops, after.held_out.sops),
+        row("spikes per sample, held out", before.held_out.spikes, after.held_out.spikes),
+    ]
+    if before.held_out.macs:
+        rows.append(row("MACs per sample, held out", before.held_out.macs, after.held_out.macs))
+    return rows
+
+
+def _layers(run: Run) -> list[dict[str, Any]]:
+    rows = []
+    for name, node in run.shipped.weighted.items():
+        neuron = _driven(run, name)
+        old, new = run.before.activity.layers[name], run.after.activity.layers[name]
+        rows.append(
+            {
+                "layer": name,
+                "weights": int(node.weight.size),
+                "kept": run.after.synapses[name],
+                "connections": run.after.connections[name],
+                "from_spikes": new.from_spikes,
+                "sops_before": float(old.operations.sum()),
+                "sops_after": float(new.operations.sum()),
+                "rate_before": neuron and float(run.before.activity.neurons[neuron].rate.mean()),
+                "rate_after": neuron and float(run.after.activity.neurons[neuron].rate.mean()),
+            }
+        )
+    return rows
+
+
+def _driven(run: Run, name: str) -> str | None:
+    """Return the spiking layer a weighted node drives, or None."""
+    graph = run.shipped
+    while targets := graph.targets(name):
+        name = targets[0]
+        if name in graph.spiking:
+            return name
+        if name in graph.weighted:
+            return None
+    return None
+
+
+def _budgets(run: Run, pruning: Pruning) -> list[dict[str, Any]]:
+    plan = run.pruned.plan
+    used = {
+        "density": run.after.density,
+        "sparsity": 1 - run.after.density,
+        "synapses": float(sum(run.after.connections.values())),
+        "sops": run.after.activity.sops,
+    }
+    return [
+        {
+            "name": name,
+            "used": used[name],
+            "limit": float(limit),
+            "multiplier": plan.multipliers.get(name),
+            "binds": name in plan.binding,
+        }
+        for name, limit in pruning.budget.given.items()
+    ]
+
+
+def _curve(run: Run) -> tuple[CurvePoint, ...]:
+    points = [CurvePoint(density, found, "rates restored, not retrained") for density, found in run.curve]
+    if run.after.accuracy is not None and run.before.accuracy is not None:
+        points.append(CurvePoint(run.after.density, run.after.accuracy, "as shipped"))
+    return tuple(points)
+
+
+def _picture(run: Run, held_out: SpikeRaster) -> RasterPicture | None:
+    differences = [found.first_difference for found in run.verifications.values() if found.first_difference]
+    layers = list(run.shipped.spiking)
+    if not layers:
+        return None
+    # Without a difference the last hidden layer says more than the few cells of an output.
+    layer = differences[0].layer if differences and differences[0].layer in layers else layers[-2:][0]
+    sample = differences[0].sample if differences else 0
+    spikes = simulate(run.shipped, held_out.samples(sample, sample + 1), record="spikes")[layer].spikes
+    if spikes is None:
+        return None
+    marked = differences[0] if differences and differences[0].layer == layer else None
+    title = f"layer {layer}, held-out sample {sample}"
+    return raster_picture(spikes[:, 0].to(torch.bool), title, marked)
+
+
+def _notes(run: Run) -> tuple[tuple[str, str], ...]:
+    notes = [
+        (
+            "Capture",
+            "The Norse network and its graph were run side by side, before and after pruning; every cell of every "
+            "neuron layer agreed.",
+        )
+    ]
+    if run.folding is not None:
+        notes.append(
+            (
+                "Batch normalization",
+                f"Folded into the weights ({', '.join(run.folding.folded)}): {run.folding.differing:,} of "
+                f"{run.folding.cells:,} spike cells of the calibration sample differ from before.",
+            )
+        )
+    return tuple(notes)

@@ -1,0 +1,323 @@
+"""`verify`: does the exported artifact spike exactly as the graph it was written from?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from slamp.compare import Comparison, Difference, compare, shifted
+from slamp.diagnose import find_parameter_difference, probable_cause
+from slamp.errors import ArtifactError, RasterError
+from slamp.exporting import Exporter, find_exporter
+from slamp.graph import SpikingGraph
+from slamp.judge import judge_sample, spikes_of
+from slamp.manifest import Artifact, open_artifact, update_manifest
+from slamp.raster import SpikeRaster
+from slamp.rounding import output_bound
+from slamp.simulate import Recording, output_neuron, simulate
+from slamp.verification import VERDICTS, Verification
+
+MAX_TIES = 100
+DIAGNOSED_SAMPLES = 8
+
+Runner = Callable[[Artifact, SpikeRaster], Recording]
+
+
+@runtime_checkable
+class GoldenExporter(Protocol):
+    """An exporter that leaves an input raster beside its files."""
+
+    def read_golden(self, artifact: Artifact) -> SpikeRaster:
+        """Return the golden input of an artifact; raises `slamp.errors.ArtifactError` if there is none."""
+
+
+def verify(
+    artifact: Artifact,
+    graph: SpikingGraph,
+    samples: SpikeRaster | Iterable[SpikeRaster],
+    *,
+    batch: int = 64,
+    runner: Runner | None = None,
+    runner_name: str = "",
+    progress: bool = False,
+    record: bool = True,
+) -> Verification:
+    """Replay an artifact and compare it, cell for cell, with the graph.
+
+    Args:
+        artifact: What an exporter wrote.
+        graph: The graph it was written from.
+        samples: A raster, or rasters one after another; at most ``batch`` samples are in memory at once.
+        batch: Samples per run.
+        runner: Replays the artifact in place of its exporter, such as a foreign simulator.
+        runner_name: What to call the runner in the result.
+        progress: Show a progress bar.
+        record: Write the result into the manifest, entry "verification".
+
+    Raises:
+        ArtifactError: The graph is not the one the artifact was written from, or a file cannot be read.
+        RasterError: There are no samples, or they do not fit the graph.
+        ExporterNotFoundError, MissingDependencyError: The artifact's exporter is not there.
+    """
+    if batch < 1:
+        raise RasterError(f"verify: batch is {batch}; allowed is a positive number of samples")
+    stated = artifact.manifest["graph_hash"]
+    if graph.hash != stated:
+        raise ArtifactError(
+            f"{artifact.directory}: written from graph {stated[:12]}, asked about graph {graph.hash[:12]}; "
+            "export this graph, or verify with Artifact.graph()"
+        )
+    exporter = None if runner else find_exporter(artifact.target)()
+    replay = exporter.replay if exporter else runner
+    assert replay is not None
+    tally = _Tally(tuple(artifact.altered_files()))
+    rasters = [samples] if isinstance(samples, SpikeRaster) else samples
+    with _progress_bar(progress, samples.batch if isinstance(samples, SpikeRaster) else None) as advance:
+        for raster in rasters:
+            for piece in raster.batches(batch):
+                reference = simulate(graph, piece, record="spikes")
+                replayed = replay(artifact, _padded(piece, artifact.latency_steps))
+                _judge_batch(tally, _Batch(artifact, graph, piece, reference, replayed, exporter))
+                advance(piece.batch)
+    if not tally.verdicts:
+        raise RasterError("verify: there are no samples; give at least one raster")
+    name = runner_name or (f"{artifact.target} exporter" if exporter else "runner")
+    result = tally.result(graph, artifact.latency_steps, name)
+    if record:
+        update_manifest(artifact.directory, {"verification": result.to_json()})
+    return result
+
+
+def verify_directory(
+    directory: str | Path,
+    samples: SpikeRaster | None = None,
+    *,
+    batch: int = 64,
+    runner: Runner | None = None,
+    runner_name: str = "",
+    progress: bool = False,
+    record: bool = True,
+) -> Verification:
+    """Verify an artifact from its manifest alone.
+
+    Args:
+        directory: Where ``manifest.json`` lies.
+        samples: Inputs; None for the golden input beside the files.
+        batch: Samples per run.
+        runner: Replays the artifact in place of its exporter, such as a foreign simulator.
+        runner_name: What to call the runner in the result.
+        progress: Show a progress bar.
+        record: Write the result into the manifest.
+
+    Raises:
+        ArtifactError: The manifest or a file is missing or damaged, or there are neither samples nor a golden input.
+    """
+    artifact = open_artifact(directory)
+    graph = artifact.graph()
+    if samples is None:
+        exporter = find_exporter(artifact.target)()
+        if not isinstance(exporter, GoldenExporter):
+            raise ArtifactError(
+                f"{artifact.directory}: exporter {artifact.target!r} leaves no golden input; name a samples file"
+            )
+        samples = exporter.read_golden(artifact)
+    return verify(
+        artifact,
+        graph,
+        samples,
+        batch=batch,
+        runner=runner,
+        runner_name=runner_name,
+        progress=progress,
+        record=record,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """One batch, run both ways."""
+
+    artifact: Artifact
+    graph: SpikingGraph
+    inputs: SpikeRaster
+    reference: Recording
+    replayed: Recording
+    exporter: Exporter | None
+
+
+@dataclass
+class _Tally:
+    """What the batches so far have shown."""
+
+    altered: tuple[str, ...]
+    verdicts: list[str] = field(default_factory=list)
+    steps: int = 0
+    cells: int = 0
+    spikes: dict[str, int] = field(default_factory=dict)
+    spike_cells: dict[str, int] = field(default_factory=dict)
+    first_difference: Difference | None = None
+    ties: list[Difference] = field(default_factory=list)
+    unobserved: dict[str, None] = field(default_factory=dict)
+    readout_error: float | None = None
+    readout_bound: float | None = None
+
+    def result(self, graph: SpikingGraph, latency_steps: int, runner: str) -> Verification:
+        """Return the verification."""
+        counts = {verdict: self.verdicts.count(verdict) for verdict in VERDICTS}
+        silent = tuple(name for name in graph.spiking if not self.spikes.get(name))
+        verdict = "tie" if counts["tie"] else "identical"
+        if silent or not any(self.spikes.values()):
+            verdict = "silent"
+        if counts["different"] or self.altered:
+            verdict = "different"
+        return Verification(
+            verdict=verdict,
+            verdicts=tuple(self.verdicts),
+            counts=counts,
+            samples=len(self.verdicts),
+            steps=self.steps,
+            cells=self.cells,
+            spikes=sum(self.spikes.values()),
+            rates={name: self.spikes[name] / self.spike_cells[name] for name in graph.spiking},
+            silent_layers=silent,
+            first_difference=self.first_difference,
+            ties=tuple(self.ties),
+            altered_files=self.altered,
+            unobserved_layers=tuple(self.unobserved),
+            latency_steps=latency_steps,
+            runner=runner,
+            max_readout_error=self.readout_error,
+            readout_bound=self.readout_bound,
+            graph_hash=graph.hash,
+        )
+
+
+def _padded(raster: SpikeRaster, steps: int) -> SpikeRaster:
+    """Append empty steps, so that a target that answers later answers every step."""
+    if steps == 0:
+        return raster
+    empty = torch.zeros_like(raster.data[:1]).expand(steps, *raster.data.shape[1:])
+    return SpikeRaster(torch.cat([raster.data, empty]), raster.dt, raster.labels, kind=raster.kind)
+
+
+def _judge_batch(tally: _Tally, batch: _Batch) -> None:
+    latency = batch.artifact.latency_steps
+    comparison = compare(batch.reference, batch.replayed, latency_steps=latency, order=batch.graph.order)
+    tally.steps = max(tally.steps, comparison.steps)
+    tally.cells += comparison.cells
+    tally.unobserved.update(dict.fromkeys(comparison.unobserved))
+    active = _count_spikes(tally, batch)
+    firsts = list(comparison.first_differences)
+    if comparison.readout_errors:
+        _compare_readout(tally, batch, comparison, firsts)
+    offset = len(tally.verdicts)
+    for sample, first in enumerate(firsts):
+        if first is None:
+            tally.verdicts.append("identical" if active[sample] else "silent")
+            continue
+        verdict, difference = judge_sample(
+            batch.graph, batch.inputs, batch.reference, batch.replayed, comparison, first
+        )
+        tally.verdicts.append(verdict)
+        if verdict == "different" and tally.first_difference is None:
+            difference = replace(difference, cause=_cause(tally, batch, comparison, difference))
+            tally.first_difference = replace(difference, sample=offset + sample)
+        if verdict == "tie" and len(tally.ties) < MAX_TIES:
+            tally.ties.append(replace(difference, sample=offset + sample))
+
+
+def _count_spikes(tally: _Tally, batch: _Batch) -> list[bool]:
+    """Add the graph's spikes to the tally; return for each sample whether any layer spiked."""
+    active = torch.zeros(batch.inputs.batch, dtype=torch.bool)
+    for name in batch.graph.spiking:
+        spikes = batch.reference[name].spikes
+        assert spikes is not None
+        tally.spikes[name] = tally.spikes.get(name, 0) + int(spikes.sum())
+        tally.spike_cells[name] = tally.spike_cells.get(name, 0) + spikes.numel()
+        active |= spikes.transpose(0, 1).flatten(1).any(1).cpu()
+    return [bool(value) for value in active]
+
+
+def _compare_readout(tally: _Tally, batch: _Batch, comparison: Comparison, firsts: list[Difference | None]) -> None:
+    """Compare an analog output by value, where spikes agree; fill ``firsts`` where it is out of bound."""
+    steps, latency = comparison.steps, batch.artifact.latency_steps
+    for sample, error in enumerate(comparison.readout_errors):
+        if firsts[sample] is not None:
+            continue
+        tally.readout_error = max(tally.readout_error or 0.0, error)
+        if error == 0.0:
+            continue
+        bounded = output_bound(
+            batch.graph, batch.inputs.samples(sample, sample + 1), spikes_of(batch.reference, sample)
+        )
+        spread = bounded.spread[:steps, 0]
+        tally.readout_bound = max(tally.readout_bound or 0.0, float(spread.max()))
+        expected = batch.reference.output.data[:steps, sample].cpu().double()
+        found = shifted(batch.replayed.output.data, latency, steps)[:, sample].cpu().double()
+        beyond = ~((expected - found).abs() <= spread)  # a NaN is beyond any bound
+        if bool(beyond.any()):
+            step, *neuron = (int(index) for index in beyond.nonzero()[0])
+            cell = (step, *neuron)
+            firsts[sample] = Difference(
+                batch.graph.output,
+                step,
+                sample,
+                tuple(neuron),
+                float(expected[cell]),
+                float(found[cell]),
+                membrane=float(bounded.value[(step, 0, *neuron)]),
+                bound=float(spread[cell]),
+            )
+
+
+def _cause(tally: _Tally, batch: _Batch, comparison: Comparison, difference: Difference) -> str:
+    """Collect what is known about the cause of the first difference, strongest evidence first."""
+    known = []
+    if tally.altered:
+        known.append(f"file altered since the export: {', '.join(tally.altered)}")
+    if batch.exporter is not None and (found := find_parameter_difference(batch.artifact, batch.graph, batch.exporter)):
+        known.append(found)
+    known.append(difference.cause or _convention(batch, comparison, difference))
+    return "; ".join(part for part in known if part) or (
+        "unknown; no known wrong convention gives these spikes: look for a wrong parameter of this layer or of the "
+        "weights before it"
+    )
+
+
+def _convention(batch: _Batch, comparison: Comparison, difference: Difference) -> str:
+    """Look for a wrong convention in the samples of the batch that differ in the same layer first."""
+    graph, layer = batch.graph, difference.layer
+    trace = batch.replayed.traces.get(layer)
+    if trace is not None and trace.spikes is not None:
+        found, compared = trace.spikes, layer
+    elif layer == output_neuron(graph) and batch.replayed.output.is_spikes:
+        output = batch.replayed.output
+        found, compared = output.data.reshape(output.steps, output.batch, *graph.shapes[layer]), graph.output
+    else:
+        return ""
+    firsts = comparison.first_differences
+    same = [sample for sample, first in enumerate(firsts) if first is not None and first.layer == compared]
+    chosen = [sample for sample in same if sample >= difference.sample][:DIAGNOSED_SAMPLES]
+    inputs = SpikeRaster(batch.inputs.data[:, chosen], batch.inputs.dt, kind=batch.inputs.kind)
+    spikes = {
+        name: trace.spikes[:, chosen] for name, trace in batch.reference.traces.items() if trace.spikes is not None
+    }
+    replayed = shifted(found, batch.artifact.latency_steps, comparison.steps)[:, chosen]
+    return probable_cause(graph, layer, inputs, spikes, replayed)
+
+
+@contextmanager
+def _progress_bar(shown: bool, total: int | None) -> Iterator[Callable[[int], None]]:
+    if not shown:
+        yield lambda samples: None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("verify", total=total)
+        yield lambda samples: bar.advance(task, samples)

@@ -18,7 +18,7 @@ from slamp.capture import capture
 from slamp.demo.networks import digit_net
 from slamp.raster import SpikeRaster
 
-STEPS = 50
+STEPS = 100
 RATE = 0.2
 
 

@@ -40,7 +40,7 @@ from slamp.simulate import check_raster
 from slamp.taps import dense_fan_out, fan_out, tap_sums
 
 # A run of steps is as long as keeps one layer's values below this, so that they stay in cache.
-RUN_BYTES = 8 << 20
+RUN_BYTES = 4 << 20
 # The density of the membrane at the threshold is a statistic; this many samples of each batch settle it.
 DENSITY_SAMPLES = 16
 

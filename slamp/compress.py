@@ -132,6 +132,10 @@ def compress(
             f"held-out raster: features {held_out.features}, dt {held_out.dt:g} s; "
             f"the calibration raster has {raster.features}, {raster.dt:g} s"
         )
+    if held_out.is_spikes != raster.is_spikes:
+        raise RasterError(
+            f"held-out raster: holds {held_out.kind}, the calibration raster {raster.kind}; give two of one kind"
+        )
     if seed < 0:
         raise BudgetError(f"compress: seed is {seed}; allowed is 0 or a positive integer")
     directory = Path(directory)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,27 +131,48 @@ class NeuronRun:
     i: torch.Tensor
 
 
+@dataclass(frozen=True)
+class _Elementwise:
+    """The five elementwise operations of a step, each called as ``op(a, b, out=c)``.
+
+    On the host NumPy does them, on views of the tensors' memory: IEEE float32 operations give the same bits everywhere,
+    and NumPy's calls cost less than half of torch's.
+    """
+
+    add: Callable[..., object]
+    sub: Callable[..., object]
+    mul: Callable[..., object]
+    gt: Callable[..., object]
+    le: Callable[..., object]
+
+
+ON_HOST = _Elementwise(np.add, np.subtract, np.multiply, np.greater, np.less_equal)
+ON_DEVICE = _Elementwise(torch.add, torch.sub, torch.mul, torch.gt, torch.le)
+Array = Any  # a tensor on a device, a NumPy view of one on the host
+
+
 class NeuronDynamics:
     """Advances one layer of neurons. Parameters are fixed; the state is handed in and updated in place."""
 
     def __init__(self, node: Neuron, device: str | torch.device) -> None:
         self.node = node
-        self.device = device
+        self.device = torch.device(device)
         self.spikes = isinstance(node, SPIKING)
         self.has_current = isinstance(node, (CubaLIF, CubaLI))
         self.shape = (node.v_threshold if isinstance(node, IF) else node.v_leak).shape
-        zero = torch.zeros((), device=device)
-        self.decay_mem = zero if isinstance(node, IF) else parameter_tensor(node.decay_mem, device)
-        self.v_leak = zero if isinstance(node, IF) else parameter_tensor(node.v_leak, device)
-        self.decay_syn = parameter_tensor(node.decay_syn, device) if isinstance(node, (CubaLIF, CubaLI)) else zero
+        self.on_host = self.device.type == "cpu"
+        self.op = ON_HOST if self.on_host else ON_DEVICE
+        start = node.v_reset if isinstance(node, IF) else node.v_leak
+        self.start = parameter_tensor(start, device)
         # LIF adds v_leak to the input first, the others subtract v from it first; zero changes nothing and is left out.
-        self.leaks_to_value = bool((self.v_leak != 0).any())
-        self.v_threshold, self.v_reset, self.by_value = zero, zero, True
-        if not isinstance(node, READOUT):
-            self.v_threshold = parameter_tensor(node.v_threshold, device)
-            self.v_reset = parameter_tensor(node.v_reset, device)
-            self.by_value = node.reset == "value"
-        self.resets_to_value = bool((self.v_reset != 0).any())
+        self.leaks_to_value = not isinstance(node, IF) and bool((node.v_leak != 0).any())
+        self.v_leak = self._parameter(None if isinstance(node, IF) else node.v_leak)
+        self.decay_mem = self._parameter(None if isinstance(node, IF) else node.decay_mem)
+        self.decay_syn = self._parameter(node.decay_syn if isinstance(node, (CubaLIF, CubaLI)) else None)
+        self.v_threshold = self._parameter(None if isinstance(node, READOUT) else node.v_threshold)
+        self.v_reset = self._parameter(None if isinstance(node, READOUT) else node.v_reset)
+        self.by_value = isinstance(node, READOUT) or node.reset == "value"
+        self.resets_to_value = not isinstance(node, READOUT) and bool((node.v_reset != 0).any())
         match node:
             case IF():
                 self.integrate = self._integrate_if
@@ -163,8 +185,7 @@ class NeuronDynamics:
 
     def initial_state(self, batch: int) -> NeuronState:
         """Return the state before the first step: ``v_leak`` (IF: ``v_reset``) and no current."""
-        start = self.v_reset if isinstance(self.node, IF) else self.v_leak
-        v = start.expand(batch, *self.shape).contiguous().clone()
+        v = self.start.expand(batch, *self.shape).contiguous().clone()
         return NeuronState(v, torch.zeros_like(v) if self.has_current else v.new_zeros(()))
 
     def advance(self, drive: torch.Tensor, state: NeuronState, *, keep_current: bool = False) -> NeuronRun:
@@ -173,55 +194,67 @@ class NeuronDynamics:
         kept = drive.shape if self.has_current and keep_current else (drive.shape[0], 0)
         i_run = drive.new_empty(kept)
         output = torch.empty_like(drive) if self.spikes else v_run
-        inputs, membranes, outputs, currents = drive.unbind(0), v_run.unbind(0), output.unbind(0), i_run.unbind(0)
-        change, integrate = torch.empty_like(state.v), self.integrate
+        change = torch.empty_like(state.v)
+        inputs = drive
         if self.leaks_to_value and isinstance(self.node, LIF):
-            inputs = (drive + self.v_leak).unbind(0)
-        for x, v, spikes, current in zip(inputs, membranes, outputs, currents, strict=True):
-            integrate(x, state, change, v)
+            inputs = torch.add(drive, torch.as_tensor(self.v_leak, device=drive.device))
+        x_run, v_runs, s_run, currents, change, v, i = self._arrays(
+            inputs, v_run, output, i_run, change, state.v, state.i
+        )
+        for x, after, spikes, current in zip(x_run, v_runs, s_run, currents, strict=True):
+            self.integrate(x, v, i, change, after)
             if keep_current and self.has_current:
-                current.copy_(state.i)
+                current[...] = i
             if self.spikes:
-                torch.gt(v, self.v_threshold, out=spikes)
-                self._reset(v, spikes, state)
+                self.op.gt(after, self.v_threshold, out=spikes)
+                self._reset(after, spikes, change, v)
             else:
-                state.v.copy_(v)
+                v[...] = after
         return NeuronRun(output, v_run, i_run)
 
-    def _reset(self, v: torch.Tensor, spikes: torch.Tensor, state: NeuronState) -> None:
-        """Write the membrane after reset into ``state``; products with 0 and 1 are exact, so is every sum here."""
+    def _parameter(self, array: np.ndarray | None) -> Array:
+        tensor = torch.zeros((), device=self.device) if array is None else parameter_tensor(array, self.device)
+        return tensor.numpy()[()] if self.on_host else tensor
+
+    def _arrays(self, *tensors: torch.Tensor) -> tuple[Array, ...]:
+        return tuple(tensor.numpy() for tensor in tensors) if self.on_host else tensors
+
+    def _reset(self, after: Array, spikes: Array, change: Array, v: Array) -> None:
+        """Write the membrane after reset into ``v``; products with 0 and 1 are exact, so is every sum here."""
         if not self.by_value:
-            torch.addcmul(v, spikes, self.v_threshold, value=-1.0, out=state.v)
+            self.op.mul(spikes, self.v_threshold, out=change)
+            self.op.sub(after, change, out=v)
             return
-        torch.le(v, self.v_threshold, out=state.v)
-        state.v.mul_(v)
+        self.op.le(after, self.v_threshold, out=v)
+        self.op.mul(v, after, out=v)
         if self.resets_to_value:
-            state.v.addcmul_(spikes, self.v_reset)
+            self.op.mul(spikes, self.v_reset, out=change)
+            self.op.add(v, change, out=v)
 
-    def _integrate_if(self, x: torch.Tensor, state: NeuronState, change: torch.Tensor, v: torch.Tensor) -> None:
-        torch.add(state.v, x, out=v)
+    def _integrate_if(self, x: Array, v: Array, i: Array, change: Array, after: Array) -> None:
+        self.op.add(v, x, out=after)
 
-    def _integrate_lif(self, x: torch.Tensor, state: NeuronState, change: torch.Tensor, v: torch.Tensor) -> None:
-        torch.sub(x, state.v, out=change)  # x already carries + v_leak
-        change.mul_(self.decay_mem)
-        torch.add(state.v, change, out=v)
+    def _integrate_lif(self, x: Array, v: Array, i: Array, change: Array, after: Array) -> None:
+        self.op.sub(x, v, out=change)  # x already carries + v_leak
+        self.op.mul(change, self.decay_mem, out=change)
+        self.op.add(v, change, out=after)
 
-    def _integrate_li(self, x: torch.Tensor, state: NeuronState, change: torch.Tensor, v: torch.Tensor) -> None:
-        self._pulled(x, state, change)
-        torch.add(state.v, change, out=v)
+    def _integrate_li(self, x: Array, v: Array, i: Array, change: Array, after: Array) -> None:
+        self._pull(x, v, change)
+        self.op.add(v, change, out=after)
 
-    def _integrate_cuba(self, x: torch.Tensor, state: NeuronState, change: torch.Tensor, v: torch.Tensor) -> None:
-        state.i.add_(x)
-        self._pulled(state.i, state, change)
-        torch.add(state.v, change, out=v)
-        torch.mul(state.i, self.decay_syn, out=change)
-        state.i.sub_(change)
+    def _integrate_cuba(self, x: Array, v: Array, i: Array, change: Array, after: Array) -> None:
+        self.op.add(i, x, out=i)
+        self._pull(i, v, change)
+        self.op.add(v, change, out=after)
+        self.op.mul(i, self.decay_syn, out=change)
+        self.op.sub(i, change, out=i)
 
-    def _pulled(self, i: torch.Tensor, state: NeuronState, change: torch.Tensor) -> None:
+    def _pull(self, i: Array, v: Array, change: Array) -> None:
         """Write ``decay_mem * ((v_leak - v) + i)`` into ``change``; for ``v_leak = 0`` that is ``i - v``, bit for bit."""
         if self.leaks_to_value:
-            torch.sub(self.v_leak, state.v, out=change)
-            change.add_(i)
+            self.op.sub(self.v_leak, v, out=change)
+            self.op.add(change, i, out=change)
         else:
-            torch.sub(i, state.v, out=change)
-        change.mul_(self.decay_mem)
+            self.op.sub(i, v, out=change)
+        self.op.mul(change, self.decay_mem, out=change)

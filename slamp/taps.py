@@ -60,7 +60,7 @@ def dense_fan_out(node: Weighted, input_shape: Shape) -> np.ndarray:
     """Synapses every input feature reaches if no weight were zero, float64, shape ``input_shape``."""
     if isinstance(node, (Linear, Affine)):
         return np.full(input_shape, float(node.weight.shape[0]))
-    return fan_out(node, input_shape, np.ones(node.weight.shape))
+    return fan_out(node, input_shape, np.ones(node.weight.shape, dtype=bool))
 
 
 def fan_out(node: Weighted, input_shape: Shape, weight: np.ndarray) -> np.ndarray:
@@ -71,10 +71,12 @@ def fan_out(node: Weighted, input_shape: Shape, weight: np.ndarray) -> np.ndarra
     if isinstance(node, (Linear, Affine)):
         total: np.ndarray = weight.sum(axis=0, dtype=np.float64)
         return total
+    # The gradient of a sum of outputs with respect to the input; summing a group's kernels first is as good and cheaper.
+    grouped = weight.reshape(node.groups, -1, *weight.shape[1:]).sum(axis=1, dtype=np.float64)
     x = torch.zeros((1, *input_shape), dtype=torch.float64, requires_grad=True)
-    kernel = torch.as_tensor(np.ascontiguousarray(weight, dtype=np.float64))
     with torch.enable_grad():
         convolve = F.conv1d if isinstance(node, Conv1d) else F.conv2d
+        kernel = torch.as_tensor(grouped)
         out = convolve(x, kernel, None, node.stride, node.padding, node.dilation, node.groups).sum()
         (sums,) = torch.autograd.grad(out, x)
     result: np.ndarray = sums[0].numpy()

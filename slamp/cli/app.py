@@ -130,7 +130,7 @@ def compress_command(
         }
         plan = checked_run({name: value for name, value in chosen.items() if value is not None}, where="compress")
     with _stdout_kept(as_json), _interruptible(plan.out):
-        run = _compress(plan, resume=resume, progress=not as_json)
+        run = _compress(plan, resume=resume, progress=_progress(as_json))
     _finish(run, console, as_json)
 
 
@@ -192,7 +192,7 @@ def verify_command(
             raster,
             runner=None if runner is None else runner.replay,
             runner_name=witness or "",
-            progress=not as_json,
+            progress=_progress(as_json),
             record=runner is None,  # the certificate is the replay of the target's own runtime
         )
         found[str(artifact)] = result.to_json()
@@ -336,6 +336,10 @@ def _interruptible(out: Path) -> Iterator[None]:
         text = f"interrupted; nothing was written to {out}; the same command with --resume goes on"
         Console(stderr=True).print(text, style="yellow", soft_wrap=True, markup=False)
         raise typer.Exit(130) from error
+
+
+def _progress(as_json: bool) -> bool:
+    return not as_json and sys.stderr.isatty() and sys.stdout.isatty()
 
 
 def _console(as_json: bool) -> Console:

@@ -79,4 +79,5 @@ def load_network(reference: str, weights: Path | None) -> torch.nn.Module:
 
 
 def _public(module: Any) -> str:
-    return ", ".join(name for name in dir(module) if not name.startswith("_"))[:200] or "nothing public"
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    return ", ".join(name for name in own if not name.startswith("_"))[:200] or "nothing of its own"

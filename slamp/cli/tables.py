@@ -21,7 +21,8 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
         folding = summary["folding"]
         console.print(
             f"batch normalization folded into the weights: {folding['differing']:,} of {folding['cells']:,} "
-            "spike cells of the calibration sample differ"
+            "spike cells of the calibration sample differ",
+            soft_wrap=True,
         )
     print_verdicts(console, summary["verifications"])
 

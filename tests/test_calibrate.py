@@ -3,6 +3,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
@@ -302,7 +303,7 @@ def test_folding_changes_nothing_but_rounding(name: str) -> None:
 def test_the_length_of_a_run_does_not_matter(run_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     graph, raster = of_zoo("dense_cuba")
     whole = calibrate(graph, raster, fold=False)
-    monkeypatch.setattr("slamp.calibrate.RUN_BYTES", run_bytes)
+    monkeypatch.setattr(import_module("slamp.calibrate"), "RUN_BYTES", run_bytes)
     assert_equal_activity(calibrate(graph, raster), whole, rtol=1e-4)
 
 
@@ -345,7 +346,7 @@ def test_trace_energy_equals_a_slow_loop(neuron: str, fold: bool, monkeypatch: p
     raster = spikes((5,), steps=17, batch=3)
     nodes = {"input": Input((5,)), "w": Linear(uniform(0.3, (4, 5))), "n": node, "output": Output((4,))}
     graph = SpikingGraph(nodes, tuple(pairwise(nodes)), 1e-3)
-    monkeypatch.setattr("slamp.calibrate.RUN_BYTES", 4 * 4 * 5 * 3)  # runs of four steps: the state is carried over
+    monkeypatch.setattr(import_module("slamp.calibrate"), "RUN_BYTES", 4 * 4 * 5 * 3)  # runs of four steps: the state is carried over
     layer = calibrate(graph, raster, fold=fold).layers["w"]
     np.testing.assert_allclose(layer.trace_energy, slow_trace(node, raster.numpy())[None], rtol=1e-5)
 

@@ -37,6 +37,8 @@ bench: .venv/.dev
 
 .venv/.dev: .venv/.installed
 	$(PIP) --editable '.[dev]'
+# Peers and data sets of the tests, without what their other parts need.
+	$(BIN)/pip install --quiet --no-deps neurobench==2.3.0 tonic==1.7.0 importRosbag expelliarmus
 	touch $@
 
 .venv-witness/spikingjelly/ready.json: | .venv/.installed

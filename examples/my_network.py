@@ -41,7 +41,9 @@ def factory() -> SequentialState:
 def neurons() -> LIFBoxCell:
     """Leaky integrate-and-fire neurons, dt = 1 ms, tau_mem = 2 ms, reset to 0."""
     return LIFBoxCell(
-        LIFBoxParameters(tau_mem_inv=torch.tensor(500.0), v_th=torch.tensor(0.4), method="tanh", alpha=torch.tensor(3.0))
+        LIFBoxParameters(
+            tau_mem_inv=torch.tensor(500.0), v_th=torch.tensor(0.4), method="tanh", alpha=torch.tensor(3.0)
+        )
     )
 
 
@@ -51,9 +53,7 @@ def training_data() -> slamp.SpikeRaster:
     return digits().train
 
 
-def train(
-    net: torch.nn.Module, *, effort: float, generator: np.random.Generator, checkpoint: slamp.Checkpoint
-) -> None:
+def train(net: torch.nn.Module, *, effort: float, generator: np.random.Generator, checkpoint: slamp.Checkpoint) -> None:
     """Train ``net`` in place. slamp holds the masks, so this is the loop of any network.
 
     Args:

@@ -37,7 +37,9 @@ def build() -> SequentialState:
 def neurons() -> LIFBoxCell:
     """Leaky integrate-and-fire neurons, dt = 1 ms, tau_mem = 2 ms, reset to 0."""
     return LIFBoxCell(
-        LIFBoxParameters(tau_mem_inv=torch.tensor(500.0), v_th=torch.tensor(0.4), method="tanh", alpha=torch.tensor(3.0))
+        LIFBoxParameters(
+            tau_mem_inv=torch.tensor(500.0), v_th=torch.tensor(0.4), method="tanh", alpha=torch.tensor(3.0)
+        )
     )
 
 

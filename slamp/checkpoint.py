@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,23 @@ from typing import Any
 import torch
 
 from slamp.atomic import write_atomically
-from slamp.errors import ArtifactError
+from slamp.errors import ArtifactError, TrainingError
+
+# What torch and pickle raise on bytes that are damaged, and on objects that are not plain data.
+DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+    OverflowError,
+    struct.error,
+    pickle.PickleError,
+)
 
 
 @dataclass(frozen=True)
@@ -35,18 +52,35 @@ class Checkpoint:
             return None
         try:
             state = torch.load(self.path, weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise ArtifactError(f"{self.path}: damaged checkpoint ({error}); delete it, or run without --resume") from error
+        except DAMAGE as error:
+            raise ArtifactError(
+                f"{self.path}: damaged checkpoint ({error}); delete it, or run without --resume"
+            ) from error
         if not isinstance(state, dict):
             raise ArtifactError(f"{self.path}: holds {type(state).__name__}, not a checkpoint; delete it")
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Save a state atomically: epoch, ``net.state_dict()``, ``optimizer.state_dict()``, whatever `load` shall give."""
+        """Save a state atomically: epoch, ``net.state_dict()``, ``optimizer.state_dict()``, what `load` shall give.
+
+        If training draws from torch's generator (Dropout), keep ``torch.get_rng_state()`` too and set it after `load`.
+
+        Raises:
+            TrainingError: The state holds something `load` would refuse.
+        """
         if self.path is None:
             return
         buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
+        try:
+            torch.save(dict(state), buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+        except DAMAGE as error:
+            first = str(error).partition("\n")[0]
+            raise TrainingError(
+                f"{self.path}: this state cannot be kept ({first}); "
+                "allowed are tensors, numbers, strings and containers"
+            ) from error
         write_atomically(self.path, buffer.getvalue())
 
     def clear(self) -> None:

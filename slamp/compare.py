@@ -60,8 +60,8 @@ class Difference:
         return f"{text}; cause: {self.cause}" if self.cause else text
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields, ready for JSON; numbers that JSON cannot say become text."""
-        fields = {**asdict(self), "neuron": list(self.neuron)}
+        """Return the fields and the sentence, ready for JSON; numbers that JSON cannot say become text."""
+        fields = {**asdict(self), "neuron": list(self.neuron), "sentence": self.sentence()}
         return {
             key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in fields.items()

@@ -93,7 +93,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ArtifactError(f"{directory}: a file; name the directory that slamp exported") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); export again") from error
-    needed = {"format": str, "target": str, "graph_hash": str, "latency_steps": int, "files": dict, "roles": dict}
+    needed = {"format": str, "target": str, "graph_hash": str, "dt": float, "latency_steps": int, "options": dict}
+    needed |= {"files": dict, "roles": dict}
     for key, kind in needed.items():
         value = manifest.get(key) if isinstance(manifest, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):

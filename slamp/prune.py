@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ from slamp.raster import SpikeRaster
 from slamp.recover import recover
 from slamp.retrain import Train, retrain
 from slamp.score import Scores, resolve_method, score
+from slamp.taps import dense_connections
 
 Schedule = Literal["one-shot", "iterative"]
 # A SOP budget counts as spent when measured use lies between this share of it and all of it.
@@ -71,7 +73,7 @@ class Pruning:
         budget: Limits that must hold in the end.
         method: Scoring method, or "auto".
         readout: How the output is read over time: "mean", "sum", "last" or "max".
-        schedule: "one-shot", or "iterative": a fifth of the survivors goes per round.
+        schedule: "one-shot", or "iterative": a fifth of what is left of what the budget counts goes per round.
         train: The user's training function, or None to prune without retraining.
         seed: Decides all randomness.
         directory: Where finished rounds and training checkpoints are kept for resuming; None keeps nothing.
@@ -107,16 +109,16 @@ def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned
     dense = calibrate(graph, raster, progress=pruning.progress)
     pruning = replace(pruning, method=resolve_method(pruning.method, pruning.budget))
     scores = _score(graph, dense, raster, pruning)
-    plan = allocate(scores, pruning.budget)
     if pruning.schedule == "iterative":
-        pruned, plan, rounds = _iterative(net, raster, pruning, dense, plan)
+        pruned, plan, rounds = _iterative(net, raster, pruning, scores, dense)
     else:
-        pruned, plan, rounds = _one_shot(net, raster, pruning, scores, dense)
+        pruned, plan, rounds = _one_shot(net, raster, pruning, scores, dense, [], 1.0)
     limit = pruning.budget.sops
-    if limit is not None and rounds[-1].sops_measured > limit:
-        pruned, plan = _trim(pruned, raster, pruning, rounds[-1].sops_measured)
-    masks = _masks_of(pruned, raster)
     sops = measured_sops(pruned, raster)
+    if limit is not None and sops > limit:
+        pruned, plan = _trim(pruned, raster, pruning, sops)
+        sops = measured_sops(pruned, raster)
+    masks = _masks_of(pruned, raster)
     if limit is not None and sops > limit:
         raise BudgetError(f"budget: sops {limit:g} is exceeded by {sops:g} measured after trimming; this is a defect")
     return Pruned(pruned, masks, plan, tuple(rounds), sops)
@@ -129,24 +131,40 @@ def measured_sops(net: torch.nn.Module, raster: SpikeRaster) -> float:
 
 
 def _one_shot(
-    net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, scores: Scores, dense: Activity
+    net: torch.nn.Module,
+    raster: SpikeRaster,
+    pruning: Pruning,
+    scores: Scores,
+    dense: Activity,
+    rounds: list[Round],
+    effort: float,
 ) -> tuple[torch.nn.Module, Plan, list[Round]]:
+    """Prune to the budget, and again with a corrected SOP budget until the measured one can be trimmed to it.
+
+    ``rounds`` are those that went before; the new ones are added.
+    """
     limit = pruning.budget.sops
     asked = limit
-    rounds: list[Round] = []
+    before = len(rounds)
     current: torch.nn.Module | None = None
+    over: tuple[torch.nn.Module, Plan] | None = None  # the last that a trim can bring to the budget
     while True:
         budget = pruning.budget if asked is None else replace(pruning.budget, sops=asked)
         plan = allocate(scores, budget)
         masks = make_masks(scores, plan)
         start = net if current is None else _merged(net, current, masks)
-        effort = 1.0 if current is None else 0.5
-        current = _recover_and_retrain(start, masks, raster, pruning, dense, len(rounds), effort)
+        share = effort if current is None else effort / 2
+        current = _recover_and_retrain(start, masks, raster, pruning, dense, len(rounds), share)
         rounds.append(_round(current, raster, plan, asked))
-        if limit is None or _settled(rounds, plan, limit):
-            return current, plan, rounds
+        if limit is None or _settled(rounds[before:], plan, limit):
+            break
         predicted, measured = rounds[-1].sops_predicted, max(rounds[-1].sops_measured, 1.0)
+        if measured >= limit:
+            over = (current, plan)
         asked = min(predicted * AIM * limit / measured, scores.activity.sops if scores.activity else math.inf)
+    if limit is not None and over is not None and rounds[-1].sops_measured < SPENT * limit:
+        current, plan = over
+    return current, plan, rounds
 
 
 def _settled(rounds: list[Round], plan: Plan, limit: float) -> bool:
@@ -160,25 +178,56 @@ def _settled(rounds: list[Round], plan: Plan, limit: float) -> bool:
 
 
 def _iterative(
-    net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, dense: Activity, goal: Plan
+    net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, scores: Scores, dense: Activity
 ) -> tuple[torch.nn.Module, Plan, list[Round]]:
+    """Approach every budget by a fifth per round; the last round is a one-shot pruning from where the others led."""
+    totals = _dense_usage(scores, dense)
+    count = _round_count(pruning.budget, totals)
+    effort = 1.0 / count
     rounds: list[Round] = []
-    density = goal.density
-    count = max(1, math.ceil(math.log(density) / math.log(KEEP_PER_ROUND) - 1e-9))
     current = net
-    plan = goal
-    for index in range(count):
-        share = max(KEEP_PER_ROUND ** (index + 1), density)
-        last = index == count - 1
+    for index in range(count - 1):
+        plan = allocate(scores, _relaxed(pruning.budget, totals, KEEP_PER_ROUND ** (index + 1)))
+        current = _recover_and_retrain(current, make_masks(scores, plan), raster, pruning, dense, index, effort)
+        rounds.append(_round(current, raster, plan, None))
         graph, _ = read_graph(current, raster.features, raster.dt)
         scores = _score(graph, calibrate(graph, raster), raster, pruning)
-        budget = pruning.budget if last else Budget(density=share)
-        plan = allocate(scores, budget)
-        masks = make_masks(scores, plan)
-        effort = 1.0 / count
-        current = _recover_and_retrain(current, masks, raster, pruning, dense, index, effort)
-        rounds.append(_round(current, raster, plan, pruning.budget.sops if last else None))
-    return current, plan, rounds
+    return _one_shot(current, raster, pruning, scores, dense, rounds, effort)
+
+
+def _dense_usage(scores: Scores, dense: Activity) -> dict[str, float]:
+    graph = scores.graph
+    synapses = sum(
+        dense_connections(node, graph.shapes[graph.sources(name)[0]]) for name, node in graph.weighted.items()
+    )
+    return {"density": 1.0, "sparsity": 1.0, "synapses": float(synapses), "sops": dense.sops}
+
+
+def _kept_shares(budget: Budget, totals: Mapping[str, float]) -> dict[str, float]:
+    """Share of the dense network's usage that every budget leaves."""
+    return {
+        name: 1.0 - value if name == "sparsity" else value / totals[name]
+        for name, value in budget.given.items()
+        if totals[name] > 0
+    }
+
+
+def _round_count(budget: Budget, totals: Mapping[str, float]) -> int:
+    least = min(_kept_shares(budget, totals).values(), default=1.0)
+    return max(1, math.ceil(math.log(least) / math.log(KEEP_PER_ROUND) - 1e-9))
+
+
+def _relaxed(budget: Budget, totals: Mapping[str, float], share: float) -> Budget:
+    """Return the budget, but no limit below ``share`` of the dense network's usage.
+
+    SOPs end where the spikes end, a little off the plan; a fifth is left to the last round, which corrects for it.
+    """
+    kept = _kept_shares(budget, totals)
+    if "sops" in kept:
+        kept["sops"] = min(1.0, kept["sops"] / KEEP_PER_ROUND)
+    kept = {name: max(share, least) for name, least in kept.items()}
+    limits = {name: 1.0 - value if name == "sparsity" else value * totals[name] for name, value in kept.items()}
+    return replace(budget, **limits)
 
 
 def _recover_and_retrain(
@@ -201,7 +250,9 @@ def _recover_and_retrain(
     per: Literal["layer", "neuron"] = "neuron" if pruning.train is None else "layer"
     result = recover(start, masks, raster, per=per, targets=dense, progress=pruning.progress)
     if pruning.train is not None:
-        checkpoint = Checkpoint(None if pruning.directory is None else pruning.directory / f"train-{index}.pt")
+        # The name says what is trained: a checkpoint left by a run with other masks is not taken for this one's.
+        kept = f"train-{index}-{masks.hash[:12]}.pt"
+        checkpoint = Checkpoint(None if pruning.directory is None else pruning.directory / kept)
         result = retrain(
             result,
             masks,

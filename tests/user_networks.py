@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from networks import DT, box, enliven
 from norse.torch import LICell, LIParameters, SequentialState
 
-from networks import DT, box, enliven
 from slamp.checkpoint import Checkpoint
 from slamp.raster import SpikeRaster
 
@@ -117,7 +117,9 @@ def plain_module() -> torch.nn.Module:
 
 
 def probabilistic() -> SequentialState:
-    return SequentialState(torch.nn.Linear(FEATURES, 8), box(method="heavi_erfc"), torch.nn.Linear(8, 4), box(method="logistic"))
+    return SequentialState(
+        torch.nn.Linear(FEATURES, 8), box(method="heavi_erfc"), torch.nn.Linear(8, 4), box(method="logistic")
+    )
 
 
 def a_number() -> int:

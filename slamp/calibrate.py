@@ -50,9 +50,9 @@ Source = SpikeRaster | Iterable[SpikeRaster] | torch.utils.data.DataLoader[objec
 def calibrate(graph: SpikingGraph, source: Source, *, fold: bool = True, progress: bool = False) -> Activity:
     """Measure activity per layer and step: SOPs, firing rates, membrane density at the threshold, input energies.
 
-    SOPs are spikes times the non-zero synapses each reaches. A spike that passes a sum or average pool on its way counts
-    once for every window it lies in: hardware delivers every spike, it does not merge them. Analog inputs, and values
-    behind a normalization, count as one MAC per value that is not zero and synapse.
+    SOPs are spikes times the non-zero synapses each reaches. A spike that passes a sum or average pool on its way
+    counts once for every window it lies in: hardware delivers every spike, it does not merge them. Analog inputs, and
+    values behind a normalization, count as one MAC per value that is not zero and synapse.
 
     Args:
         graph: The network.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -106,7 +107,8 @@ def read_graph(
             continue
         if isinstance(node, WEIGHTED):
             if any(module is other for _, other in modules.values()):
-                raise UnsupportedModuleError(f"{path}: {type(module).__name__} is used twice; give each use its own module")
+                kind = type(module).__name__
+                raise UnsupportedModuleError(f"{path}: {kind} is used twice; give each use its own module")
             parameters[node_name(path)] = f"{path}.weight"
         if isinstance(node, NEURON):
             neuron_dt = float(module.dt)  # type: ignore[arg-type]  # a plain float attribute of norse's cells
@@ -123,7 +125,7 @@ def read_graph(
         )
     nodes["output"] = Output(shape)
     names = list(nodes)
-    edges = tuple(zip(names, names[1:], strict=False))
+    edges = tuple(pairwise(names))
     try:
         graph = SpikingGraph(nodes, edges, dt, parameters=parameters, device=str(module_device(net)))
     except GraphError as error:
@@ -246,6 +248,7 @@ def _check_cells(
     membrane = "" if v is None else f", membrane {v[(sample, *neuron)].item():.9g}"
     raise CaptureError(
         f"{name}: step {t}, sample {sample}, neuron {neuron}: the module gives {found[(sample, *neuron)].item():.9g}, "
-        f"the graph {expected[(sample, *neuron)].item():.9g}{membrane}; {int(differing.sum())} cells of this step differ; "
+        f"the graph {expected[(sample, *neuron)].item():.9g}{membrane}; "
+        f"{int(differing.sum())} cells of this step differ; "
         f"this is a defect of slamp unless a hook or subclass changes the module ({type(graph.nodes[name]).__name__})"
     )

@@ -183,7 +183,8 @@ def load_graph(path: str | Path) -> SpikingGraph:
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a readable {FORMAT} file ({error}); save the graph again") from error
     if graph.hash != header.get("hash"):
-        raise ArtifactError(f"{path}: the content has hash {graph.hash[:12]}, the file states {header.get('hash')!s:.12}")
+        stated = str(header.get("hash"))
+        raise ArtifactError(f"{path}: the content has hash {graph.hash[:12]}, the file states {stated:.12}")
     return graph
 
 
@@ -220,7 +221,8 @@ def _header(graph: SpikingGraph) -> dict[str, Any]:
 
 
 def _json_settings(node: Node) -> dict[str, Any]:
-    return {"settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings_of(node).items()}}
+    settings = settings_of(node).items()
+    return {"settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings}}
 
 
 def _from_parts(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> SpikingGraph:

@@ -58,7 +58,8 @@ class Artifact:
         graph = load_graph(self.file("graph"))
         stated = self.manifest["graph_hash"]
         if graph.hash != stated:
-            raise ArtifactError(f"{self.directory}: graph has hash {graph.hash[:12]}, the manifest states {stated[:12]}")
+            found = f"graph has hash {graph.hash[:12]}, the manifest states {stated[:12]}"
+            raise ArtifactError(f"{self.directory}: {found}; export again")
         return graph
 
     def altered_files(self) -> list[str]:
@@ -131,7 +132,8 @@ def staged_artifact(
         graph.save(temporary / GRAPH)
         yield staged
         files = {
-            path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in sorted(temporary.iterdir())
+            path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+            for path in sorted(temporary.iterdir())
         }
         manifest = {
             "format": FORMAT,

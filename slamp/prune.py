@@ -150,7 +150,12 @@ def _one_shot(
     over: tuple[torch.nn.Module, Plan] | None = None  # the last that a trim can bring to the budget
     while True:
         budget = pruning.budget if asked is None else replace(pruning.budget, sops=asked)
-        plan = allocate(scores, budget)
+        try:
+            plan = allocate(scores, budget)
+        except BudgetError:
+            if current is None:
+                raise
+            break  # the correction asked for less than one weight per layer; trimming decides
         masks = make_masks(scores, plan)
         start = net if current is None else _merged(net, current, masks)
         share = effort if current is None else effort / 2
@@ -281,10 +286,8 @@ def _merged(dense: torch.nn.Module, current: torch.nn.Module, masks: Masks) -> t
     return merged
 
 
-def _trim(
-    net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, measured: float
-) -> tuple[torch.nn.Module, Plan]:
-    """Remove the least important weights until measured SOPs lie within [0.98 B, B], or as near below B as they come."""
+def _trim(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, measured: float) -> tuple[torch.nn.Module, Plan]:
+    """Remove the least important weights until measured SOPs lie within [0.98 B, B], or as near below as they come."""
     limit = pruning.budget.sops
     assert limit is not None
     graph, _ = read_graph(net, raster.features, raster.dt)
@@ -292,8 +295,13 @@ def _trim(
     low, high = 0.0, measured
     asked = limit * (SPENT + 1) / 2
     best: tuple[float, torch.nn.Module, Plan] | None = None
+    found = measured
     for _ in range(TRIMS):
-        plan = allocate(scores, replace(pruning.budget, sops=asked))
+        try:
+            plan = allocate(scores, replace(pruning.budget, sops=asked))
+        except BudgetError:  # below one weight per layer
+            low, asked = asked, (asked + high) / 2
+            continue
         trimmed = masked_copy(net, make_masks(scores, plan))
         found = measured_sops(trimmed, raster)
         if found <= limit and (best is None or found > best[0]):
@@ -303,7 +311,7 @@ def _trim(
         low, high = (asked, high) if found <= limit else (low, asked)
         asked = (low + high) / 2
     if best is None:
-        raise BudgetError(f"budget: sops {limit:g} cannot be reached by trimming; the least tried used {found:g}")
+        raise BudgetError(f"budget: sops {limit:g} cannot be reached by trimming; the last trial used {found:g}")
     return best[1], best[2]
 
 
@@ -321,4 +329,3 @@ def _round(net: torch.nn.Module, raster: SpikeRaster, plan: Plan, asked: float |
 def _masks_of(net: torch.nn.Module, raster: SpikeRaster) -> Masks:
     graph, _ = read_graph(net, raster.features, raster.dt)
     return Masks({name: node.weight != 0 for name, node in graph.weighted.items()}, graph.parameters)
-

@@ -113,7 +113,8 @@ def load_samples(path: str | Path) -> SpikeRaster:
         ) from error
     if ("spikes" in arrays) == ("analog" in arrays):
         raise RasterError(
-            f"{path}: found arrays {sorted(arrays)}; allowed is exactly one of 'spikes' (0 and 1) and 'analog' (float32)"
+            f"{path}: found arrays {sorted(arrays)}; "
+            "allowed is exactly one of 'spikes' (0 and 1) and 'analog' (float32)"
         )
     name = "spikes" if "spikes" in arrays else "analog"
     dt = arrays.get("dt", np.asarray(1e-3))
@@ -159,7 +160,8 @@ def _typed(data: torch.Tensor, kind: Kind) -> torch.Tensor:
     binary = bool(((data == 0) | (data == 1)).all())
     if data.is_floating_point() and data.dtype != torch.float32 and (kind == "analog" or not binary):
         raise RasterError(
-            f"raster: dtype {data.dtype}; allowed are 0 and 1, and analog values as float32; convert with .astype('float32')"
+            f"raster: dtype {data.dtype}; allowed are 0 and 1, and analog values as float32; "
+            "convert with .astype('float32')"
         )
     if kind == "spikes" and not binary:
         extremes = f"{data.min().item():g} to {data.max().item():g}"
@@ -169,7 +171,8 @@ def _typed(data: torch.Tensor, kind: Kind) -> torch.Tensor:
         )
     if data.dtype != torch.float32 and not binary:
         raise RasterError(
-            f"raster: dtype {data.dtype} with values other than 0 and 1; allowed are bool spikes and float32 analog values"
+            f"raster: dtype {data.dtype} with values other than 0 and 1; "
+            "allowed are bool spikes and float32 analog values"
         )
     return data.to(torch.bool) if binary and kind != "analog" else data.to(torch.float32)
 

@@ -1,4 +1,4 @@
-"""Read one torch or Norse module into a graph node. Modules are read by exact type: a subclass may compute otherwise."""
+"""Read one torch or Norse module into a graph node, by exact type: a subclass may compute otherwise."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _check_plain_weights(module: torch.nn.Module, where: str) -> None:
         if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
             raise UnsupportedModuleError(f"{where}: {name} is {tensor.dtype}; allowed is float32; call net.float()")
         if tensor.is_meta:
-            raise UnsupportedModuleError(f"{where}: {name} is on the meta device and has no values; load the weights first")
+            raise UnsupportedModuleError(f"{where}: {name} is on the meta device, without values; load weights first")
 
 
 def _linear(module: torch.nn.Linear, site: Site) -> Node:

@@ -192,7 +192,7 @@ def _scale_module(graph: SpikingGraph, stage: _Stage, modules: Modules, gain: to
 
 
 def _reestimate(module: torch.nn.Module, x: torch.Tensor) -> None:
-    """Set running mean and variance of a batch normalization to those of its input over steps, samples and positions."""
+    """Set the running statistics of a batch normalization to those of its input over steps, samples, positions."""
     assert isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d))
     assert module.running_mean is not None
     assert module.running_var is not None
@@ -211,7 +211,8 @@ def _reread(module: torch.nn.Module, graph: SpikingGraph, name: str) -> Node:
 def _apply(node: Node, x: torch.Tensor, device: str) -> torch.Tensor:
     if isinstance(node, NEURON):
         return _run(node, x, device)
-    return stateless_function(node, device)(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    values: torch.Tensor = stateless_function(node, device)(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return values
 
 
 def _run(node: Neuron, x: torch.Tensor, device: str) -> torch.Tensor:

@@ -49,8 +49,8 @@ def retrain(
 ) -> torch.nn.Module:
     """Train a copy of ``net`` while pruned weights stay zero, and return the copy.
 
-    The masks hold through every optimizer of torch, whether made before, inside or by ``train``: gradients and moments of
-    pruned weights are zeroed before each optimizer step, the weights after it. torch's global random state is seeded
+    The masks hold through every optimizer of torch, whether made before, inside or by ``train``: gradients and moments
+    of pruned weights are zeroed before each optimizer step, the weights after it. torch's global random state is seeded
     from ``generator`` for the time of the training and restored afterwards, so that a seed determines the result.
 
     Args:
@@ -73,9 +73,12 @@ def retrain(
     trained = copy.deepcopy(net)
     parameters = {parameter: keep.to(parameter.dtype) for parameter, keep in masked_parameters(trained, masks)}
     _zero_pruned(parameters)
-    with ticker("retraining", None, shown=progress, unit="steps") as advance:
-        with _masks_held(parameters, advance), _seeded(generator, trained):
-            returned = train(trained, effort=effort, generator=generator, checkpoint=checkpoint or Checkpoint())  # type: ignore[func-returns-value]  # users may return by mistake
+    with (
+        ticker("retraining", None, shown=progress, unit="steps") as advance,
+        _masks_held(parameters, advance),
+        _seeded(generator, trained),
+    ):
+        returned = train(trained, effort=effort, generator=generator, checkpoint=checkpoint or Checkpoint())  # type: ignore[func-returns-value]  # users may return by mistake
     if isinstance(returned, torch.nn.Module) and returned is not trained:
         raise TrainingError("retrain: the training function returned another network; train the one given, in place")
     _check_trained(trained, masks)
@@ -151,6 +154,6 @@ def _check_trained(net: torch.nn.Module, masks: Masks) -> None:
         if bool(revived.any()):
             index = [int(axis) for axis in revived.nonzero()[0]]
             raise TrainingError(
-                f"{name}: training revived {int(revived.sum())} pruned weights, the first at {index}; weights must change "
-                "through a torch.optim optimizer only, which holds the masks"
+                f"{name}: training revived {int(revived.sum())} pruned weights, the first at {index}; "
+                "weights must change through a torch.optim optimizer only, which holds the masks"
             )

@@ -118,20 +118,26 @@ def score(
     readout: str = "mean",
     raster: SpikeRaster | None = None,
     generator: np.random.Generator | None = None,
+    budget: Budget | None = None,
 ) -> Scores:
     """Score every weight of a graph.
 
     Args:
         graph: The network.
         activity: What `calibrate` measured on it; methods without data need it only for a later SOP budget.
-        method: One of `METHODS`; `resolve_method` turns "auto" into one.
+        method: One of `METHODS`, or "auto": "slamp" for a budget that limits SOPs, else "slamp-activity".
         readout: How the output is read over time, "mean", "sum", "last" or "max".
         raster: Samples, for "slamp-measured".
         generator: Source of the keys of "random".
+        budget: What "auto" is to be chosen for; other methods do not look at it.
 
     Raises:
         ScoreError: Unknown method or readout, missing or foreign activity, missing raster or generator, all-zero layer.
     """
+    if method == "auto":
+        if budget is None:
+            raise ScoreError('score: method "auto" depends on the budget; give budget=, or name a method')
+        method = resolve_method(method, budget)
     _check(graph, activity, method, raster, generator)
     factors = _factors(graph, activity, method, readout, raster)
     seed = None if method != "random" or generator is None else int(generator.integers(2**63))

@@ -71,7 +71,7 @@ def fan_out(node: Weighted, input_shape: Shape, weight: np.ndarray) -> np.ndarra
     if isinstance(node, (Linear, Affine)):
         total: np.ndarray = weight.sum(axis=0, dtype=np.float64)
         return total
-    # The gradient of a sum of outputs with respect to the input; summing a group's kernels first is as good and cheaper.
+    # The gradient of a sum of outputs with respect to the input; summing kernels of a group first is as good, cheaper.
     grouped = weight.reshape(node.groups, -1, *weight.shape[1:]).sum(axis=1, dtype=np.float64)
     x = torch.zeros((1, *input_shape), dtype=torch.float64, requires_grad=True)
     with torch.enable_grad():
@@ -86,7 +86,8 @@ def fan_out(node: Weighted, input_shape: Shape, weight: np.ndarray) -> np.ndarra
 def dense_connections(node: Weighted, input_shape: Shape) -> int:
     """Unrolled connections of the layer if no weight were zero."""
     taps = connections(node, input_shape)
-    return round(float(taps.sum()) * (node.weight.shape[0] // taps.shape[0]))
+    per_group = int(node.weight.shape[0]) // int(taps.shape[0])
+    return round(float(taps.sum()) * per_group)
 
 
 def tap_shape(node: Weighted) -> Shape:

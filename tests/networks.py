@@ -46,7 +46,9 @@ def box(*, subtract: bool = False, dt: float = DT, **values: Any) -> LIFBoxCell:
 def cuba(*, dt: float = DT, **values: Any) -> LIFCell:
     known = {"tau_syn_inv": 300.0, "tau_mem_inv": 200.0, "v_th": 0.4, "alpha": 2.0} | values
     method = known.pop("method", "tanh")
-    return LIFCell(LIFParameters(**{name: torch.as_tensor(value) for name, value in known.items()}, method=method), dt=dt)
+    return LIFCell(
+        LIFParameters(**{name: torch.as_tensor(value) for name, value in known.items()}, method=method), dt=dt
+    )
 
 
 def iaf(*, dt: float = DT, **values: Any) -> IAFCell:
@@ -64,7 +66,9 @@ def li_box(**values: Any) -> LIBoxCell:
     return LIBoxCell(LIBoxParameters(**{name: torch.as_tensor(value) for name, value in known.items()}), dt=DT)
 
 
-def spikes(features: tuple[int, ...], *, steps: int = 20, batch: int = 4, rate: float = 0.3, seed: int = 0) -> SpikeRaster:
+def spikes(
+    features: tuple[int, ...], *, steps: int = 20, batch: int = 4, rate: float = 0.3, seed: int = 0
+) -> SpikeRaster:
     """Random spikes, the same for the same arguments."""
     rng = np.random.default_rng(seed)
     return SpikeRaster(rng.random((steps, batch, *features)) < rate, DT, rng.integers(0, 3, batch))
@@ -96,7 +100,9 @@ def norse_rates(net: torch.nn.Module, raster: SpikeRaster) -> dict[str, float]:
         return lambda module, inputs, output: found.setdefault(path, []).append(float(output[0].mean()))
 
     handles = [
-        module.register_forward_hook(watch(path)) for path, module in net.named_modules() if type(module) in SPIKING_CELLS
+        module.register_forward_hook(watch(path))
+        for path, module in net.named_modules()
+        if type(module) in SPIKING_CELLS
     ]
     run_norse(net, raster)
     for handle in handles:
@@ -167,18 +173,30 @@ class Entry:
 
 def dense_box() -> SequentialState:
     return SequentialState(
-        torch.nn.Linear(16, 24), box(), torch.nn.Linear(24, 20, bias=False), box(subtract=True), torch.nn.Linear(20, 5), box()
+        torch.nn.Linear(16, 24),
+        box(),
+        torch.nn.Linear(24, 20, bias=False),
+        box(subtract=True),
+        torch.nn.Linear(20, 5),
+        box(),
     )
 
 
 def dense_cuba() -> SequentialState:
     return SequentialState(
-        torch.nn.Linear(16, 24), cuba(v_leak=0.05, v_reset=-0.1), torch.nn.Linear(24, 20), cuba(), torch.nn.Linear(20, 5), li()
+        torch.nn.Linear(16, 24),
+        cuba(v_leak=0.05, v_reset=-0.1),
+        torch.nn.Linear(24, 20),
+        cuba(),
+        torch.nn.Linear(20, 5),
+        li(),
     )
 
 
 def dense_if() -> SequentialState:
-    return SequentialState(torch.nn.Linear(16, 24), iaf(v_reset=-0.2), torch.nn.Linear(24, 5), iaf(), torch.nn.Identity())
+    return SequentialState(
+        torch.nn.Linear(16, 24), iaf(v_reset=-0.2), torch.nn.Linear(24, 5), iaf(), torch.nn.Identity()
+    )
 
 
 def conv_box() -> SequentialState:

@@ -42,7 +42,7 @@ def test_a_directory_appears_when_its_block_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_interrupted_block_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
-    with pytest.raises(error), new_directory(tmp_path / "out", marker="m") as temporary:
+    with pytest.raises(error), new_directory(tmp_path / "out", marker="m") as temporary:  # noqa: PT012  # the block is what is tested
         (temporary / "m").write_text("1")
         raise error
     assert contents(tmp_path) == set()
@@ -51,7 +51,7 @@ def test_an_interrupted_block_leaves_nothing(error: type[BaseException], tmp_pat
 def test_an_interrupted_block_keeps_the_old_directory(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "m").write_text("old")
-    with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "out", marker="m") as temporary:
+    with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "out", marker="m") as temporary:  # noqa: PT012  # the block is what is tested
         (temporary / "m").write_text("new")
         raise KeyboardInterrupt
     assert (tmp_path / "out" / "m").read_text() == "old"
@@ -110,7 +110,7 @@ def test_somebody_elses_files_are_refused_before_the_block_runs(tmp_path: Path) 
 
 
 def test_files_that_arrive_while_the_block_runs_are_kept(tmp_path: Path) -> None:
-    with (
+    with (  # noqa: PT012  # the block is what is tested
         pytest.raises(OutputDirectoryError, match="not ours"),
         new_directory(tmp_path / "out", marker="m") as temporary,
     ):

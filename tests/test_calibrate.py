@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import ZOO, analog, assert_evidence, box, build, cuba, enliven, iaf, spikes
 from norse.torch import SequentialState
-from test_taps import CONVOLUTIONS, readings
 
+from networks import ZOO, analog, assert_evidence, box, build, cuba, enliven, iaf, spikes
 from slamp.activity import Activity
 from slamp.calibrate import as_rasters, calibrate, require_activity
 from slamp.capture import read_graph
@@ -43,6 +42,7 @@ from slamp.raster import SpikeRaster
 from slamp.shapes import output_shape
 from slamp.simulate import simulate
 from slamp.taps import connections, tap_sums
+from test_taps import CONVOLUTIONS, readings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
@@ -73,9 +73,13 @@ def assert_equal_activity(first: Activity, second: Activity, *, rtol: float = 1e
         other = second.layers[name]
         assert layer.from_spikes == other.from_spikes
         for field in ("events", "operations", "tap_events"):
-            np.testing.assert_allclose(getattr(layer, field), getattr(other, field), rtol=1e-12, err_msg=f"{name} {field}")
+            np.testing.assert_allclose(
+                getattr(layer, field), getattr(other, field), rtol=1e-12, err_msg=f"{name} {field}"
+            )
         for field in ("energy", "trace_energy"):
-            np.testing.assert_allclose(getattr(layer, field), getattr(other, field), rtol=rtol, err_msg=f"{name} {field}")
+            np.testing.assert_allclose(
+                getattr(layer, field), getattr(other, field), rtol=rtol, err_msg=f"{name} {field}"
+            )
     for name, neuron in first.neurons.items():
         other_neuron = second.neurons[name]
         np.testing.assert_allclose(neuron.rate, other_neuron.rate, rtol=1e-12)
@@ -148,7 +152,12 @@ def test_operations_inside_a_network_equal_those_of_the_recorded_spikes(name: st
 
 @pytest.mark.parametrize(
     "pool",
-    [SumPool2d((2, 2), (2, 2)), SumPool2d((3, 3), (1, 1)), AvgPool2d((2, 2), (2, 2), (0, 0)), AvgPool2d((3, 2), (2, 1), (1, 1))],
+    [
+        SumPool2d((2, 2), (2, 2)),
+        SumPool2d((3, 3), (1, 1)),
+        AvgPool2d((2, 2), (2, 2), (0, 0)),
+        AvgPool2d((3, 2), (2, 1), (1, 1)),
+    ],
     ids=["sum", "sum_overlapping", "average", "average_padded"],
 )
 def test_behind_a_pool_every_spike_counts_once_per_window(pool: Pool) -> None:
@@ -346,7 +355,9 @@ def test_trace_energy_equals_a_slow_loop(neuron: str, fold: bool, monkeypatch: p
     raster = spikes((5,), steps=17, batch=3)
     nodes = {"input": Input((5,)), "w": Linear(uniform(0.3, (4, 5))), "n": node, "output": Output((4,))}
     graph = SpikingGraph(nodes, tuple(pairwise(nodes)), 1e-3)
-    monkeypatch.setattr(import_module("slamp.calibrate"), "RUN_BYTES", 4 * 4 * 5 * 3)  # runs of four steps: the state is carried over
+    monkeypatch.setattr(
+        import_module("slamp.calibrate"), "RUN_BYTES", 4 * 4 * 5 * 3
+    )  # runs of four steps: the state is carried over
     layer = calibrate(graph, raster, fold=fold).layers["w"]
     np.testing.assert_allclose(layer.trace_energy, slow_trace(node, raster.numpy())[None], rtol=1e-5)
 
@@ -559,7 +570,7 @@ def test_other_items_are_refused() -> None:
 @pytest.mark.parametrize("items", [[{"x": torch.zeros(2, 3)}], [torch.zeros(3)], [(torch.zeros(3, 2, 2), 1, 2)]])
 def test_other_items_of_a_data_loader_are_refused(items: list[object]) -> None:
     loader = torch.utils.data.DataLoader(items, batch_size=None)  # type: ignore[arg-type]
-    with pytest.raises(RasterError, match="data loader: an item is .*; allowed are tensors"):
+    with pytest.raises(RasterError, match=r"data loader: an item is .*; allowed are tensors"):
         list(as_rasters(loader, 1e-3))
 
 

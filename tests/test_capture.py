@@ -10,6 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from norse.torch import LIFCell, SequentialState
+from torch.nn.utils import prune
+
 from networks import (
     ZOO,
     assert_evidence,
@@ -24,9 +27,6 @@ from networks import (
     run_norse,
     spikes,
 )
-from norse.torch import LIFCell, SequentialState
-from torch.nn.utils import prune
-
 from slamp.capture import ModuleReport, capture, check_module, node_name, read_graph
 from slamp.errors import CaptureError, GraphError, RasterError, SlampError, UnsupportedModuleError
 from slamp.nodes import CubaLIF, Scale
@@ -47,7 +47,9 @@ def assert_captured_cell_for_cell(net: SequentialState, features: tuple[int, ...
     assert torch.equal(recording.output.data.to(torch.float32), run_norse(net, raster))
 
 
-def parameter(rng: np.random.Generator, low: float, high: float, shape: tuple[int, ...], per_neuron: bool) -> torch.Tensor:
+def parameter(
+    rng: np.random.Generator, low: float, high: float, shape: tuple[int, ...], per_neuron: bool
+) -> torch.Tensor:
     """A float32 parameter: one number, or one per neuron, or one per channel."""
     if not per_neuron:
         return torch.tensor(float(rng.uniform(low, high)))
@@ -81,7 +83,10 @@ CELLS = st.sampled_from(["box", "box_subtract", "cuba", "iaf"])
 READOUTS = st.sampled_from(["box", "box_subtract", "cuba", "iaf", "li", "li_box"])
 SEEDS = st.integers(0, 2**31 - 1)
 QUICK = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 THOROUGH = settings(QUICK, max_examples=150)
 
@@ -133,9 +138,7 @@ def conv_nets(draw: st.DrawFn) -> tuple[SequentialState, tuple[int, ...], int]:
         stride = 1 if padding == "same" else draw(st.sampled_from([1, 2, (1, 2), (2, 1)]))
         kernel = (draw(st.integers(1, 3)), draw(st.integers(1, 4)))
         dilation = draw(st.sampled_from([1, 2, (2, 1)])) if min(shape[1:]) > 6 else 1
-        convolution = torch.nn.Conv2d(
-            shape[0], 4, kernel, stride, padding, dilation, groups, bias=draw(st.booleans())
-        )
+        convolution = torch.nn.Conv2d(shape[0], 4, kernel, stride, padding, dilation, groups, bias=draw(st.booleans()))
         part: list[torch.nn.Module] = [convolution]
         if draw(st.booleans()):
             part.append(torch.nn.BatchNorm2d(4))
@@ -341,7 +344,9 @@ def test_a_hook_that_changes_a_layer_is_found_with_layer_step_sample_and_neuron(
         return changed, state
 
     net[3].register_forward_hook(flip)
-    with pytest.raises(CaptureError, match=r"^3: step 6, sample 2, neuron \[11\]: the module gives .*membrane.*; 1 cells"):
+    with pytest.raises(
+        CaptureError, match=r"^3: step 6, sample 2, neuron \[11\]: the module gives .*membrane.*; 1 cells"
+    ):
         capture(net, raster)
 
 
@@ -368,7 +373,7 @@ def test_a_cell_that_computes_with_other_parameters_is_found(field: str, monkeyp
 def test_a_readout_that_differs_in_the_last_bit_is_found() -> None:
     net, raster = build("dense_cuba")
     net[4].register_forward_hook(lambda module, inputs, output: output * (1 + 2**-22))
-    with pytest.raises(CaptureError, match="^5: step 0.*CubaLI"):
+    with pytest.raises(CaptureError, match=r"^5: step 0.*CubaLI"):
         capture(net, raster)
 
 
@@ -427,8 +432,16 @@ REFUSED: dict[str, tuple[Callable[[], list[torch.nn.Module]], tuple[int, ...], s
     "adaptive": (lambda: [Linear(4, 3), norse.LIFAdExCell()], DENSE_4, "1: .*LIFAdExCell is not captured.*use LIFCell"),
     "over_time": (lambda: [Linear(4, 3), norse.LIF()], DENSE_4, "1: .*LIF is not captured.*loop over time outside"),
     "max_pool": (lambda: [torch.nn.MaxPool2d(2), box()], IMAGE, "0: .*MaxPool2d is not captured.*LPPool2d"),
-    "bernoulli": (lambda: [Linear(4, 3), box(method="logistic")], DENSE_4, "1: spike method 'logistic' is probabilistic"),
-    "adjoint": (lambda: [Linear(4, 3), cuba(method="adjoint")], DENSE_4, "1: spike method 'adjoint' is probabilistic or"),
+    "bernoulli": (
+        lambda: [Linear(4, 3), box(method="logistic")],
+        DENSE_4,
+        "1: spike method 'logistic' is probabilistic",
+    ),
+    "adjoint": (
+        lambda: [Linear(4, 3), cuba(method="adjoint")],
+        DENSE_4,
+        "1: spike method 'adjoint' is probabilistic or",
+    ),
     "double": (lambda: [Linear(4, 3).double(), box()], DENSE_4, "0: weight is torch.float64; .*call net.float"),
     "half": (lambda: [Linear(4, 3).half(), box()], DENSE_4, "0: weight is torch.float16"),
     "complex": (lambda: [Linear(4, 3, dtype=torch.complex64), box()], DENSE_4, "0: weight is torch.complex64"),
@@ -440,7 +453,11 @@ REFUSED: dict[str, tuple[Callable[[], list[torch.nn.Module]], tuple[int, ...], s
     ),
     "pruned": (lambda: [pruned_linear(), box()], DENSE_4, "0: the weight is reparametrized.*prune.remove first"),
     "ceil_mode": (lambda: [torch.nn.AvgPool2d(4, ceil_mode=True), box()], IMAGE, "0: AvgPool2d with ceil_mode"),
-    "divisor": (lambda: [torch.nn.AvgPool2d(2, divisor_override=3), box()], IMAGE, "0: AvgPool2d with .*divisor_override"),
+    "divisor": (
+        lambda: [torch.nn.AvgPool2d(2, divisor_override=3), box()],
+        IMAGE,
+        "0: AvgPool2d with .*divisor_override",
+    ),
     "padding_not_counted": (
         lambda: [torch.nn.AvgPool2d(2, padding=1, count_include_pad=False), box()],
         IMAGE,
@@ -448,7 +465,11 @@ REFUSED: dict[str, tuple[Callable[[], list[torch.nn.Module]], tuple[int, ...], s
     ),
     "norm_2": (lambda: [torch.nn.LPPool2d(2, 2), box()], IMAGE, "0: LPPool2d with norm_type 2.*allowed is norm_type 1"),
     "lp_ceil": (lambda: [torch.nn.LPPool2d(1, 4, ceil_mode=True), box()], IMAGE, "0: LPPool2d .*ceil_mode True"),
-    "circular": (lambda: [torch.nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), box()], IMAGE, "'circular', allowed"),
+    "circular": (
+        lambda: [torch.nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), box()],
+        IMAGE,
+        "'circular', allowed",
+    ),
     "linear_on_image": (lambda: [Linear(6, 3), box()], IMAGE, r"0: Linear receives shape \(2, 6, 6\).*Flatten before"),
     "flatten_batch": (lambda: [torch.nn.Flatten(0), box()], IMAGE, "0: Flatten.start_dim=0. merges the batch axis"),
     "flatten_beyond": (lambda: [torch.nn.Flatten(3), box()], DENSE_4, r"0: Flatten\(3, -1\) receives shape \(4,\)"),
@@ -463,7 +484,11 @@ REFUSED: dict[str, tuple[Callable[[], list[torch.nn.Module]], tuple[int, ...], s
         r"1: BatchNorm2d receives shape \(3,\)",
     ),
     "norm_1d_on_image": (lambda: [torch.nn.BatchNorm1d(2), box()], IMAGE, r"0: BatchNorm1d receives shape \(2, 6, 6\)"),
-    "other_dt": (lambda: [Linear(4, 3), box(), Linear(3, 2), box(dt=2e-3)], DENSE_4, "3: dt is 0.002 s, .*0.001 s; use one dt"),
+    "other_dt": (
+        lambda: [Linear(4, 3), box(), Linear(3, 2), box(dt=2e-3)],
+        DENSE_4,
+        "3: dt is 0.002 s, .*0.001 s; use one dt",
+    ),
     "used_twice": (shared_linear, DENSE_4, "2: Linear is used twice; give each use its own module"),
     "no_neurons": (lambda: [Linear(4, 3)], DENSE_4, "holds no neurons"),
     "nested_hidden": (
@@ -504,13 +529,13 @@ def test_check_module_says_what_capture_would_say(name: str) -> None:
 def test_an_unknown_reset_method_is_refused() -> None:
     cell = box()
     cell.p = cell.p._replace(reset_method=lambda z, v, reset, threshold: v)
-    with pytest.raises(UnsupportedModuleError, match="1: reset_method .*; allowed are norse's reset_value"):
+    with pytest.raises(UnsupportedModuleError, match=r"1: reset_method .*; allowed are norse's reset_value"):
         capture(SequentialState(Linear(4, 3), cell), spikes((4,)))
 
 
 def test_parametrized_weights_are_refused() -> None:
     net = SequentialState(torch.nn.utils.parametrizations.weight_norm(Linear(4, 3)), box())
-    with pytest.raises(UnsupportedModuleError, match="0: .*Parametrized"):
+    with pytest.raises(UnsupportedModuleError, match=r"0: .*Parametrized"):
         capture(net, spikes((4,)))
 
 
@@ -521,7 +546,7 @@ def test_hidden_outputs_are_refused() -> None:
 
 @pytest.mark.parametrize("net", [torch.nn.Sequential(Linear(4, 3)), Linear(4, 3), LIFCell()])
 def test_other_containers_are_refused(net: torch.nn.Module) -> None:
-    with pytest.raises(UnsupportedModuleError, match="is not captured; allowed is norse.torch.SequentialState"):
+    with pytest.raises(UnsupportedModuleError, match=r"is not captured; allowed is norse.torch.SequentialState"):
         capture(net, spikes((4,)))
 
 
@@ -565,7 +590,9 @@ def test_check_module_reports_every_module_of_a_good_network() -> None:
 
 
 def test_check_module_goes_on_behind_a_problem() -> None:
-    net = SequentialState(torch.nn.Conv2d(2, 3, 3), torch.nn.MaxPool2d(2), box(), torch.nn.Flatten(), Linear(12, 2), torch.nn.ReLU())
+    net = SequentialState(
+        torch.nn.Conv2d(2, 3, 3), torch.nn.MaxPool2d(2), box(), torch.nn.Flatten(), Linear(12, 2), torch.nn.ReLU()
+    )
     reports = check_module(net, (2, 6, 6))
     assert [bool(report.problem) for report in reports] == [False, True, False, False, False, True]
     assert reports[0].shape == (3, 4, 4)

@@ -61,7 +61,7 @@ def test_a_cleared_state_is_gone(tmp_path: Path) -> None:
 def test_what_could_not_be_read_back_is_refused_when_saving(value: object, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "a.pt")
     checkpoint.save({"epoch": 1})
-    with pytest.raises(TrainingError, match="cannot be kept .*; allowed are tensors, numbers, strings and containers"):
+    with pytest.raises(TrainingError, match=r"cannot be kept .*; allowed are tensors, numbers, strings and containers"):
         checkpoint.save({"epoch": 2, "value": value})
     assert checkpoint.load() == {"epoch": 1}
 
@@ -85,7 +85,7 @@ def test_truncated_and_damaged_files_give_our_error_or_load(tmp_path: Path) -> N
     rng = np.random.default_rng(0)
     for length in range(0, len(content), len(content) // 40):
         (tmp_path / "a.pt").write_bytes(content[:length])
-        with pytest.raises(ArtifactError, match="damaged checkpoint .*; delete it"):
+        with pytest.raises(ArtifactError, match=r"damaged checkpoint .*; delete it"):
             checkpoint.load()
     refused = 0
     for _ in range(150):

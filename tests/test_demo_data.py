@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import assert_evidence
 
+from networks import assert_evidence
 from slamp.capture import capture
 from slamp.checkpoint import Checkpoint
 from slamp.demo.data import Split, _package_file, _read_ts, digits, rate_code, vowels
@@ -42,7 +42,9 @@ def samples_of(raster: SpikeRaster) -> set[bytes]:
 def test_digits_are_cut_in_three(digit_split: Split) -> None:
     assert [part.batch for part in (digit_split.train, digit_split.validation, digit_split.test)] == [3500, 500, 1000]
     assert digit_split.train.features == (1, 28, 28)
-    labels = np.concatenate([part.labels.numpy() for part in (digit_split.train, digit_split.validation, digit_split.test)])
+    labels = np.concatenate(
+        [part.labels.numpy() for part in (digit_split.train, digit_split.validation, digit_split.test)]
+    )
     assert np.bincount(labels).tolist() == [500] * 10
     assert np.bincount(digit_split.test.labels.numpy()).min() > 70
 
@@ -108,12 +110,14 @@ def test_the_rate_code_spreads_spikes_evenly() -> None:
 
 
 def test_a_missing_package_says_what_to_install() -> None:
-    with pytest.raises(MissingDependencyError, match="nosuchpackage is not installed .*run: pip install nosuchpackage==1"):
+    with pytest.raises(
+        MissingDependencyError, match=r"nosuchpackage is not installed .*run: pip install nosuchpackage==1"
+    ):
         _package_file("nosuchpackage", "data.csv", "nosuchpackage==1")
 
 
 def test_a_package_without_the_file_says_so() -> None:
-    with pytest.raises(MissingDependencyError, match="numpy is not installed or lacks none.csv"):
+    with pytest.raises(MissingDependencyError, match=r"numpy is not installed or lacks none.csv"):
         _package_file("numpy", "none.csv", "numpy")
 
 

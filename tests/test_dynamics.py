@@ -7,13 +7,27 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from networks import box, cuba, iaf, li, li_box
 from norse.torch import SequentialState
 
+from networks import box, cuba, iaf, li, li_box
 from slamp.capture import read_graph
 from slamp.dynamics import NeuronDynamics, exact_float32, parameter_tensor, stateless_function
 from slamp.graph import SpikingGraph
-from slamp.nodes import IF, LI, LIF, READOUT, AvgPool2d, CubaLI, CubaLIF, Input, Neuron, Output, Scale, SumPool2d, uniform
+from slamp.nodes import (
+    IF,
+    LI,
+    LIF,
+    READOUT,
+    AvgPool2d,
+    CubaLI,
+    CubaLIF,
+    Input,
+    Neuron,
+    Output,
+    Scale,
+    SumPool2d,
+    uniform,
+)
 from slamp.raster import SpikeRaster
 from slamp.simulate import simulate
 

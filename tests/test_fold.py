@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from networks import assert_evidence, box, build, enliven, randomize_normalizations, spikes
 from norse.torch import SequentialState
 
+from networks import assert_evidence, box, build, enliven, randomize_normalizations, spikes
 from slamp.capture import read_graph
 from slamp.errors import UnsupportedNodeError
 from slamp.fold import fold_batchnorm, has_batchnorm

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import ZOO, build
 
+from networks import ZOO, build
 from slamp.capture import read_graph
 from slamp.errors import ArtifactError, GraphError
 from slamp.graph import SpikingGraph, graph_from_parts, graph_header, load_graph, map_nodes
@@ -42,7 +43,7 @@ def chain(*nodes: Node, features: tuple[int, ...], out: tuple[int, ...]) -> Spik
     names = ["input", *(f"n{index}" for index in range(len(nodes))), "output"]
     return SpikingGraph(
         dict(zip(names, [Input(features), *nodes, Output(out)], strict=True)),
-        tuple(zip(names[:-1], names[1:], strict=True)),
+        tuple(pairwise(names)),
         DT,
     )
 
@@ -191,7 +192,9 @@ def test_header_and_arrays_give_the_graph_back() -> None:
     assert graph_from_parts(json.loads(json.dumps(graph_header(graph))), arrays).hash == graph.hash
 
 
-@pytest.mark.parametrize("change", [{"format": "other"}, {"arithmetic": "int8"}, {"nodes": 3}, {"dt": "x"}, {"edges": [[1]]}])
+@pytest.mark.parametrize(
+    "change", [{"format": "other"}, {"arithmetic": "int8"}, {"nodes": 3}, {"dt": "x"}, {"edges": [[1]]}]
+)
 def test_foreign_headers_are_refused(change: dict[str, object]) -> None:
     graph = small()
     arrays = {f"{name}/{key}": array for name, node in graph.nodes.items() for key, array in arrays_of(node).items()}
@@ -280,9 +283,7 @@ def test_decays_outside_zero_to_one_are_refused(decay: float) -> None:
 
 
 def conv(weight: tuple[int, ...], *, bias: int | None = None, groups: int = 1) -> Conv2d:
-    return Conv2d(
-        uniform(1.0, weight), None if bias is None else uniform(0.0, (bias,)), (1, 1), (0, 0), (1, 1), groups
-    )
+    return Conv2d(uniform(1.0, weight), None if bias is None else uniform(0.0, (bias,)), (1, 1), (0, 0), (1, 1), groups)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +337,7 @@ def test_changed_content_is_found_by_its_hash(tmp_path: Path) -> None:
         arrays = dict(archive)
     arrays["n0/weight"][0, 0] = 5.0
     np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(ArtifactError, match="the content has hash .*, the file states"):
+    with pytest.raises(ArtifactError, match=r"the content has hash .*, the file states"):
         load_graph(tmp_path / "a.npz")
 
 

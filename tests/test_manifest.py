@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from networks import build
 
+from networks import build
 from slamp.capture import read_graph
 from slamp.errors import ArtifactError
 from slamp.graph import SpikingGraph
@@ -30,7 +30,9 @@ def graph_of(name: str = "dense_if") -> SpikingGraph:
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Artifact:
-    with staged_artifact(graph_of(), tmp_path / "out", target="nir", options={"strict": True}, latency_steps=2) as staged:
+    with staged_artifact(
+        graph_of(), tmp_path / "out", target="nir", options={"strict": True}, latency_steps=2
+    ) as staged:
         (staged.directory / "net.nir").write_bytes(b"network")
         staged.roles["network"] = "net.nir"
     return open_artifact(tmp_path / "out")
@@ -67,7 +69,7 @@ def test_versions_hold_only_what_is_installed() -> None:
 
 
 def test_an_exporter_that_fails_leaves_no_artifact(tmp_path: Path) -> None:
-    with (
+    with (  # noqa: PT012  # the block is what is tested
         pytest.raises(RuntimeError, match="halfway"),
         staged_artifact(graph_of(), tmp_path / "out", target="nir", options={}) as staged,
     ):
@@ -95,7 +97,7 @@ def test_an_unknown_role_is_refused(artifact: Artifact) -> None:
 
 def test_an_exchanged_graph_is_found(artifact: Artifact) -> None:
     graph_of("dense_box").save(artifact.directory / "graph.npz")
-    with pytest.raises(ArtifactError, match="graph has hash .*, the manifest states"):
+    with pytest.raises(ArtifactError, match=r"graph has hash .*, the manifest states"):
         artifact.graph()
 
 
@@ -142,7 +144,13 @@ def test_a_manifest_entry_of_the_wrong_kind(artifact: Artifact, key: str, value:
 
 
 @pytest.mark.parametrize(
-    "change", [{"files": {"net.nir": "abc"}}, {"files": {"net.nir": {}}}, {"roles": {"network": 3}}, {"roles": {"network": None}}]
+    "change",
+    [
+        {"files": {"net.nir": "abc"}},
+        {"files": {"net.nir": {}}},
+        {"roles": {"network": 3}},
+        {"roles": {"network": None}},
+    ],
 )
 def test_a_manifest_with_malformed_files_or_roles(artifact: Artifact, change: dict[str, object]) -> None:
     with pytest.raises(ArtifactError, match="export again"):

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from networks import enliven, pattern_loss, pattern_net, patterns
 from norse.torch import SequentialState
 
+from networks import ZOO, enliven, pattern_loss, pattern_net, patterns, spikes
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
 from slamp.capture import capture, read_graph
@@ -148,9 +149,7 @@ def test_without_a_training_function_the_rates_are_restored_per_neuron(trained: 
     pruned = prune(trained, TASK, Pruning(Budget(density=0.1)))
     for name, path in pruned.masks.parameters.items():
         weight, original = pruned.net.get_parameter(path).detach(), trained.get_parameter(path).detach()
-        rows = [
-            (weight[row] / original[row])[torch.tensor(pruned.masks[name][row])] for row in range(len(weight))
-        ]
+        rows = [(weight[row] / original[row])[torch.tensor(pruned.masks[name][row])] for row in range(len(weight))]
         for gains in rows:
             torch.testing.assert_close(gains, gains[:1].expand_as(gains))
         assert len({round(float(gains[0]), 4) for gains in rows if len(gains)}) > 1
@@ -197,7 +196,9 @@ def test_the_network_given_is_left_alone(trained: SequentialState) -> None:
 
 def test_a_seed_decides_the_result(trained: SequentialState) -> None:
     budget = Budget(sops=0.3 * dense_sops(trained))
-    states = [prune(trained, TASK, Pruning(budget, train=training(2), seed=seed)).net.state_dict() for seed in (0, 0, 1)]
+    states = [
+        prune(trained, TASK, Pruning(budget, train=training(2), seed=seed)).net.state_dict() for seed in (0, 0, 1)
+    ]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
 
@@ -253,10 +254,11 @@ def test_a_round_of_another_run_is_refused(trained: SequentialState, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("budget", "name"), [(Budget(sops=1e-3), "sops"), (Budget(density=1e-6), "density"), (Budget(synapses=2), "synapses")]
+    ("budget", "name"),
+    [(Budget(sops=1e-3), "sops"), (Budget(density=1e-6), "density"), (Budget(synapses=2), "synapses")],
 )
 def test_a_budget_below_one_weight_per_layer_is_refused(trained: SequentialState, budget: Budget, name: str) -> None:
-    with pytest.raises(BudgetError, match=f"budget: {name} "):
+    with pytest.raises(BudgetError, match=f"^{name}: the budget is .*ask for at least"):
         prune(trained, TASK, Pruning(budget))
 
 
@@ -265,6 +267,22 @@ def test_a_budget_above_the_dense_network_removes_nothing(trained: SequentialSta
     assert pruned.masks.density == 1.0
     assert pruned.plan.binding == ()
     assert pruned.sops == pytest.approx(dense_sops(trained), rel=0.05)
+
+
+def test_a_budget_no_trim_reaches_is_refused(trained: SequentialState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("slamp.prune"), "measured_sops", lambda net, raster: 7500.0)
+    with pytest.raises(BudgetError, match="sops 5000 cannot be reached by trimming; the last trial used 7500"):
+        prune(trained, TASK, Pruning(Budget(sops=5000.0)))
+
+
+def test_a_budget_still_exceeded_after_trimming_is_refused(
+    trained: SequentialState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last check does not trust the trim."""
+    monkeypatch.setattr(import_module("slamp.prune"), "measured_sops", lambda net, raster: 7500.0)
+    monkeypatch.setattr(import_module("slamp.prune"), "_trim", lambda net, raster, pruning, measured: (net, None))
+    with pytest.raises(BudgetError, match="sops 5000 is exceeded by 7500 measured after trimming"):
+        prune(trained, TASK, Pruning(Budget(sops=5000.0)))
 
 
 def test_a_silent_network_is_refused(trained: SequentialState) -> None:
@@ -277,8 +295,6 @@ def test_a_silent_network_is_refused(trained: SequentialState) -> None:
 
 
 def test_convolutions_spend_their_sops() -> None:
-    from networks import ZOO, spikes
-
     net = ZOO["conv_box"].build()
     raster = spikes((2, 8, 8), steps=15, batch=12)
     assert enliven(net, raster, low=0.06)

@@ -5,15 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import analog, spikes
 
+from networks import analog, spikes
 from slamp.errors import RasterError
 from slamp.raster import SpikeRaster, load_samples, save_samples
 
 BINARY = np.random.default_rng(0).random((5, 3, 4)) < 0.5
 
 
-@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int64", "uint16", "uint64", "float32", "float64", ">f4", ">i4"])
+@pytest.mark.parametrize(
+    "dtype", ["bool", "uint8", "int8", "int64", "uint16", "uint64", "float32", "float64", ">f4", ">i4"]
+)
 def test_zeros_and_ones_of_any_dtype_become_spikes(dtype: str) -> None:
     raster = SpikeRaster(BINARY.astype(dtype))
     assert raster.is_spikes
@@ -75,7 +77,7 @@ def test_empty_axes_are_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("dt", [0.0, -1e-3, float("nan"), float("inf"), "1ms", None])
 def test_dt_must_be_a_positive_number(dt: object) -> None:
-    with pytest.raises(RasterError, match="dt is .*; allowed is a positive number of seconds"):
+    with pytest.raises(RasterError, match=r"dt is .*; allowed is a positive number of seconds"):
         SpikeRaster(BINARY, dt)
 
 
@@ -90,12 +92,12 @@ def test_non_finite_values_are_refused(bad: float, dtype: str) -> None:
 
 @pytest.mark.parametrize("kind", ["auto", "analog"])
 def test_float64_values_are_refused(kind: str) -> None:
-    with pytest.raises(RasterError, match="torch.float64; allowed are 0 and 1, and analog values as float32"):
+    with pytest.raises(RasterError, match=r"torch.float64; allowed are 0 and 1, and analog values as float32"):
         SpikeRaster(np.full((2, 3, 4), 0.25), kind=kind)
 
 
 def test_event_counts_are_refused() -> None:
-    with pytest.raises(RasterError, match="torch.int64 with values other than 0 and 1"):
+    with pytest.raises(RasterError, match=r"torch.int64 with values other than 0 and 1"):
         SpikeRaster(np.full((2, 3, 4), 2))
 
 
@@ -106,12 +108,12 @@ def test_counts_where_spikes_are_meant_are_refused() -> None:
 
 @pytest.mark.parametrize("data", ["abc", np.array([[["a"]]]), [None]])
 def test_what_is_no_number_is_refused(data: object) -> None:
-    with pytest.raises(RasterError, match="dtype .*; allowed are bool"):
+    with pytest.raises(RasterError, match=r"dtype .*; allowed are bool"):
         SpikeRaster(data)
 
 
 def test_complex_values_are_refused() -> None:
-    with pytest.raises(RasterError, match="dtype torch.complex64; allowed are bool and float32"):
+    with pytest.raises(RasterError, match=r"dtype torch.complex64; allowed are bool and float32"):
         SpikeRaster(torch.zeros((2, 3, 4), dtype=torch.complex64))
 
 
@@ -171,7 +173,7 @@ def test_exactly_one_of_spikes_and_analog(names: list[str], tmp_path: Path) -> N
 @pytest.mark.parametrize("dt", [np.zeros(2), np.array("fast"), np.array(1j)])
 def test_dt_of_a_file_must_be_one_number(dt: np.ndarray, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", spikes=BINARY, dt=dt)
-    with pytest.raises(RasterError, match="dt has shape .*; allowed is one number of seconds"):
+    with pytest.raises(RasterError, match=r"dt has shape .*; allowed is one number of seconds"):
         load_samples(tmp_path / "a.npz")
 
 

@@ -6,6 +6,8 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from norse.torch import SequentialState
+
 from networks import (
     box,
     build,
@@ -19,8 +21,6 @@ from networks import (
     randomize_normalizations,
     spikes,
 )
-from norse.torch import SequentialState
-
 from slamp.allocate import allocate
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
@@ -121,7 +121,9 @@ def test_rates_of_a_network_with_batch_normalization_are_restored(per: str) -> N
     net, raster = settled(with_normalization(), (2, 10, 10))
     graph, _ = read_graph(net, raster.features, raster.dt)
     rng = np.random.default_rng(0)
-    masks = Masks({name: rng.random(node.weight.shape) < 0.3 for name, node in graph.weighted.items()}, graph.parameters)
+    masks = Masks(
+        {name: rng.random(node.weight.shape) < 0.3 for name, node in graph.weighted.items()}, graph.parameters
+    )
     dense, bare = norse_rates(net, raster), norse_rates(masked_copy(net, masks), raster)
     recovered = recover(net, masks, raster, per=per)
     restored = norse_rates(recovered, raster)
@@ -152,7 +154,7 @@ def test_one_gain_per_layer_scales_all_weights_alike_and_leaves_biases() -> None
     for index in (0, 2, 4):
         kept = torch.tensor(masks[str(index)])
         gains = (recovered[index].weight / net[index].weight).detach()[kept]
-        assert 0.5 <= float(gains.min())
+        assert float(gains.min()) >= 0.5
         assert float(gains.max()) <= 8.0 + 1e-4
         torch.testing.assert_close(gains, gains[:1].expand_as(gains))
         assert float(gains[0]) != pytest.approx(1.0, abs=0.01)
@@ -241,7 +243,9 @@ def test_a_silent_layer_is_refused_by_name() -> None:
     with torch.no_grad():
         net[2].weight.mul_(0.0)
         net[2].bias.mul_(0.0)
-    with pytest.raises(SilentNetworkError, match="3: never fires on the calibration sample of 16 samples; scale its weights"):
+    with pytest.raises(
+        SilentNetworkError, match="3: never fires on the calibration sample of 16 samples; scale its weights"
+    ):
         recover(net, masks, raster)
 
 

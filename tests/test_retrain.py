@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import pattern_loss, pattern_net, patterns
 from norse.torch import SequentialState
 
+from networks import pattern_loss, pattern_net, patterns
 from slamp.capture import read_graph
 from slamp.checkpoint import Checkpoint
 from slamp.errors import MaskError, TrainingError
@@ -34,7 +34,9 @@ def network(density: float = 0.3, *, dropout: bool = False) -> tuple[SequentialS
     net = pattern_net(dropout=dropout)
     graph, _ = read_graph(net, TASK.features, TASK.dt)
     rng = np.random.default_rng(0)
-    masks = Masks({name: rng.random(node.weight.shape) < density for name, node in graph.weighted.items()}, graph.parameters)
+    masks = Masks(
+        {name: rng.random(node.weight.shape) < density for name, node in graph.weighted.items()}, graph.parameters
+    )
     return net, masks
 
 
@@ -239,7 +241,7 @@ def test_effort_and_generator_reach_the_training_function() -> None:
 @pytest.mark.parametrize("effort", [0.0, -1.0, float("nan")])
 def test_effort_must_be_positive(effort: float) -> None:
     net, masks = network()
-    with pytest.raises(TrainingError, match="effort is .*; allowed is a positive share"):
+    with pytest.raises(TrainingError, match=r"effort is .*; allowed is a positive share"):
         retrain(net, masks, training(), effort=effort)
 
 
@@ -308,7 +310,7 @@ def test_statistics_that_are_not_finite_are_refused() -> None:
 
 def test_foreign_masks_are_refused() -> None:
     _, masks = network()
-    with pytest.raises(MaskError, match="2: the module has no parameter '2.weight'"):
+    with pytest.raises(MaskError, match=r"2: the module has no parameter '2.weight'"):
         retrain(SequentialState(torch.nn.Linear(24, 40)), masks, training())
 
 
@@ -319,7 +321,9 @@ def test_an_interrupted_training_resumes_to_the_same_result(tmp_path: Path, stop
     net, masks = network(dropout=dropout)
 
     def train_until(last: int | None) -> Train:
-        def train(net: torch.nn.Module, *, effort: float, generator: np.random.Generator, checkpoint: Checkpoint) -> None:
+        def train(
+            net: torch.nn.Module, *, effort: float, generator: np.random.Generator, checkpoint: Checkpoint
+        ) -> None:
             seeds = [int(seed) for seed in generator.integers(2**31, size=3)]
             optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
             first = 0

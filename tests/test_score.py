@@ -286,6 +286,15 @@ def test_auto_depends_on_the_budget(budget, expected):
     assert resolve_method("erk", budget) == "erk"
 
 
+def test_auto_is_resolved_by_the_budget_given():
+    graph = network(0)
+    activity = random_activity(graph, steps=STEPS, seed=0)
+    assert score(graph, activity, "auto", budget=Budget(density=0.1)).method == "slamp-activity"
+    assert score(graph, activity, "auto", budget=Budget(density=0.1, sops=1e4)).method == "slamp"
+    with pytest.raises(ScoreError, match='"auto" depends on the budget; give budget='):
+        score(graph, activity, "auto")
+
+
 def test_unknown_method_is_refused():
     with pytest.raises(ScoreError, match="'snip' is unknown; allowed are lamp, slamp"):
         score(network(0), method="snip")

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from networks import ZOO, analog, assert_evidence, build, run_norse, spikes
 
+from networks import ZOO, analog, assert_evidence, build, run_norse, spikes
 from slamp.capture import read_graph
 from slamp.errors import GraphError, RasterError
 from slamp.graph import SpikingGraph

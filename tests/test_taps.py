@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import build
 
+from networks import build
 from slamp.capture import read_graph
 from slamp.nodes import Affine, Conv1d, Conv2d, Linear, Weighted, frozen_array
 from slamp.taps import (
@@ -33,21 +33,27 @@ def geometry(node: Conv1d | Conv2d) -> tuple[list[int], list[int]]:
     return list(node.padding), [2 * size for size in node.padding]
 
 
-def readings(node: Conv1d | Conv2d, features: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+def readings(
+    node: Conv1d | Conv2d, features: tuple[int, ...]
+) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
     """Every (input position, weight position, tap) that meet, one by one: the definition, in loops."""
     weight = node.weight.shape
     front, both = geometry(node)
     per_group = weight[0] // node.groups
     sizes = [
         (size + total - dilation * (kernel - 1) - 1) // stride + 1
-        for size, total, dilation, kernel, stride in zip(features[1:], both, node.dilation, weight[2:], node.stride, strict=True)
+        for size, total, dilation, kernel, stride in zip(
+            features[1:], both, node.dilation, weight[2:], node.stride, strict=True
+        )
     ]
     found = []
     for position in product(*map(range, sizes)):
         for entry in product(*map(range, weight)):
             where = tuple(
                 at * stride + offset * dilation - pad
-                for at, stride, offset, dilation, pad in zip(position, node.stride, entry[2:], node.dilation, front, strict=True)
+                for at, stride, offset, dilation, pad in zip(
+                    position, node.stride, entry[2:], node.dilation, front, strict=True
+                )
             )
             if all(0 <= at < size for at, size in zip(where, features[1:], strict=True)):
                 group = entry[0] // per_group
@@ -72,7 +78,11 @@ CONVOLUTIONS: list[tuple[Conv1d | Conv2d, tuple[int, ...]]] = [
         for padding in (0, 1, 2, (1, 0), (0, 2))
         for groups in (1, 2)
     ],
-    *[(conv2d((3, 2, *kernel), 1, "same", dilation, 1), (2, 5, 6)) for kernel in ((3, 3), (2, 2), (4, 1)) for dilation in (1, 2)],
+    *[
+        (conv2d((3, 2, *kernel), 1, "same", dilation, 1), (2, 5, 6))
+        for kernel in ((3, 3), (2, 2), (4, 1))
+        for dilation in (1, 2)
+    ],
     (conv2d((3, 2, 2, 3), 1, 1, (2, 1), 1), (2, 6, 6)),
     (conv2d((3, 2, 1, 1), 2, 0, 1, 1), (2, 5, 5)),
     (conv2d((4, 1, 3, 3), 2, 1, 1, 2), (2, 6, 6)),
@@ -117,7 +127,9 @@ def test_the_loops_read_what_torch_reads(index: int) -> None:
     convolve = F.conv1d if isinstance(node, Conv1d) else F.conv2d
     weight = torch.tensor(node.weight, dtype=torch.float64)
     out = convolve(torch.tensor(x)[None], weight, None, node.stride, node.padding, node.dilation, node.groups)
-    assert out.sum().item() == pytest.approx(sum(x[source] * node.weight[entry] for source, entry, _ in readings(node, features)))
+    assert out.sum().item() == pytest.approx(
+        sum(x[source] * node.weight[entry] for source, entry, _ in readings(node, features))
+    )
 
 
 @pytest.mark.parametrize("node", [Linear(draw((4, 3))), Affine(draw((4, 3)), draw((4,)))])

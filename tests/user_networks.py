@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from networks import DT, box, enliven
 from norse.torch import LICell, LIParameters, SequentialState
 
+from networks import DT, box, enliven
 from slamp.checkpoint import Checkpoint
 from slamp.raster import SpikeRaster
 

@@ -18,7 +18,7 @@ def main() -> None:
     )
     print("\npruning: score + allocate + masks")
     bench_prune.main()
-    print("\ncalibration")
+    print("\ncalibration, one thread")
     bench_calibrate.main()
 
 

@@ -1,5 +1,7 @@
 """`slamp.calibrate` against Norse's own forward pass over the same raster, at batch 64 and at batch 1.
 
+Both compute on one thread: layers of this size gain nothing from a second, and waiting for it would be the noise.
+
 ``python -m benchmarks.bench_calibrate`` prints the ratios of `rows`.
 """
 
@@ -42,6 +44,7 @@ def current_net() -> SequentialState:
 
 def rows(repeats: int = 7) -> list[tuple[str, float, str]]:
     """Measure and return (what, value, unit and target)."""
+    torch.set_num_threads(1)
     generator = np.random.default_rng(0)
     result = []
     networks: list[tuple[str, SequentialState, tuple[int, ...]]] = [

@@ -189,7 +189,7 @@ class NeuronDynamics:
         return NeuronState(v, torch.zeros_like(v) if self.has_current else v.new_zeros(()))
 
     def advance(self, drive: torch.Tensor, state: NeuronState, *, keep_current: bool = False) -> NeuronRun:
-        """Run over ``drive`` of shape (steps, batch, *neurons), the summed input of each step; ``state`` moves along."""
+        """Run over ``drive`` of shape (steps, batch, *neurons), the summed input per step; ``state`` moves along."""
         v_run = torch.empty_like(drive)
         kept = drive.shape if self.has_current and keep_current else (drive.shape[0], 0)
         i_run = drive.new_empty(kept)
@@ -251,7 +251,7 @@ class NeuronDynamics:
         self.op.sub(i, change, out=i)
 
     def _pull(self, i: Array, v: Array, change: Array) -> None:
-        """Write ``decay_mem * ((v_leak - v) + i)`` into ``change``; for ``v_leak = 0`` that is ``i - v``, bit for bit."""
+        """Write ``decay_mem * ((v_leak - v) + i)`` into ``change``; with ``v_leak = 0`` it is ``i - v`` bit for bit."""
         if self.leaks_to_value:
             self.op.sub(self.v_leak, v, out=change)
             self.op.add(change, i, out=change)

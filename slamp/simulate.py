@@ -173,7 +173,8 @@ def check_raster(graph: SpikingGraph, raster: SpikeRaster) -> None:
         )
     if raster.dt != graph.dt:
         raise RasterError(
-            f"raster: dt is {raster.dt:g} s, the graph's is {graph.dt:g} s; bin the events anew, or capture with that dt"
+            f"raster: dt is {raster.dt:g} s, the graph's is {graph.dt:g} s; "
+            "bin the events anew, or capture with that dt"
         )
 
 

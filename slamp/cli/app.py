@@ -164,6 +164,8 @@ def check_module_command(
             console.print(f"[bold green]captured[/]: every cell of {raster.batch} samples agrees")  # type: ignore[union-attr]  # proven needs a raster
         elif not problems:
             console.print("every module can be captured; give SAMPLES to prove it cell for cell")
+        for report in problems[1:]:
+            console.print(f"also: {report.problem}", style="red", soft_wrap=True, markup=False, highlight=False)
     if problems:
         raise UnsupportedModuleError(problems[0].problem)
 

@@ -99,12 +99,12 @@ def print_verdicts(
 def module_table(reports: Sequence[Any]) -> Table:
     """What becomes of every module."""
     table = Table()
-    for column in ("module", "type", "becomes", "output shape", "problem"):
+    for column in ("module", "type", "becomes", "output shape"):
         table.add_column(column, overflow="fold")
     for report in reports:
         shape = "" if report.shape is None else str(report.shape)
-        style = "red" if report.problem else ""
-        table.add_row(report.path, report.module, report.node or "not captured", shape, report.problem, style=style)
+        becomes = {"": "not captured", "?": "depends on the ones before"}.get(report.node, report.node)
+        table.add_row(report.path, report.module, becomes, shape, style="red" if report.problem else "")
     return table
 
 

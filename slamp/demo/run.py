@@ -26,8 +26,8 @@ CALIBRATION = 128
 def run_demo(*, temporal: bool, directory: Path, seed: int, resume: bool, console: Console) -> Run:
     """Run the demonstration and return what `slamp.compress` made.
 
-    torch computes on one thread meanwhile: layers this small gain nothing from a second one and, on a busy machine, lose
-    a factor of three waiting for it; and the figures do not depend on the number of cores.
+    torch computes on one thread meanwhile: layers this small gain nothing from a second one and, on a busy machine,
+    lose a factor of three waiting for it; and the figures do not depend on the number of cores.
 
     Args:
         temporal: Spoken vowels and LIFCells instead of digits and LIFBoxCells.

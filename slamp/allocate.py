@@ -161,10 +161,14 @@ def _check_feasible(problem: _Problem) -> None:
     for k, (name, limit) in enumerate(zip(problem.names, problem.limits, strict=True)):
         least = problem.used(k, problem.minimum)
         if least > limit:
-            unit = total if name == "density" else 1
+            stay = f"the {sum(problem.minimum)} weights that must stay (at least one per layer)"
+            if name == "density":
+                raise BudgetError(
+                    f"density: the budget is {limit:.0f} of {total} weights, below {stay}; "
+                    f"ask for a density of at least {least / total:.6g}"
+                )
             raise BudgetError(
-                f"{name}: the budget is {limit / unit:.6g}, but the {sum(problem.minimum)} weights that must stay "
-                f"(at least one per layer) need {least / unit:.6g}; ask for at least {least / unit:.9g}"
+                f"{name}: the budget is {limit:.6g}, but {stay} need {least:.6g}; ask for at least {least:.9g}"
             )
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from slamp.activity import Activity, LayerActivity, NeuronActivity
 from slamp.dynamics import NeuronDynamics, NeuronState, TensorFunction, exact_float32, stateless_function
-from slamp.errors import GraphError, RasterError
+from slamp.errors import RasterError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
     IF,
@@ -275,9 +275,7 @@ class _LayerTotals:
         self.events = np.zeros(shape)
         self.trace = torch.zeros(int(np.prod(shape)), dtype=torch.float64, device=device)
 
-    def add(
-        self, start: int, x: torch.Tensor, events: torch.Tensor | None, state: torch.Tensor | None
-    ) -> torch.Tensor:
+    def add(self, start: int, x: torch.Tensor, events: torch.Tensor | None, state: torch.Tensor | None) -> torch.Tensor:
         """Count one run of inputs (steps, batch, *features); return the trace's state."""
         stop = start + x.shape[0]
         if events is None:  # a value that is neither a spike nor a pooled one
@@ -387,9 +385,3 @@ def _next_neuron(graph: SpikingGraph, name: str) -> Neuron | None:
             return node
         if isinstance(node, WEIGHTED):
             return None
-
-
-def require_activity(graph: SpikingGraph, activity: Activity) -> None:
-    """Raise `GraphError` unless the activity was measured on this graph."""
-    if activity.graph_hash != graph.hash:
-        raise GraphError("activity: measured on another graph; call calibrate on this one")

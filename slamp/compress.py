@@ -145,13 +145,13 @@ def compress(
     options = dict(options or {})
     _try_export(dense, raster, to, options)
     pruning = Pruning(budget, method, readout, schedule, train, seed, None, progress)
-    before = account(dense, raster, held_out, _measured(metric, net))
+    before = account(dense, raster, held_out, _measured(metric, net), readout=readout)
     with _resumable(directory, dense, raster, pruning, resume=resume) as state:
         pruned = prune(net, raster, replace(pruning, directory=state))
         shipped = capture(pruned.net, raster.samples(0, CAPTURED_SAMPLES))
         folding = fold_batchnorm(shipped, raster.samples(0, CAPTURED_SAMPLES))
         shipped = folding.graph
-        after = account(shipped, raster, held_out, _measured(metric, pruned.net))
+        after = account(shipped, raster, held_out, _measured(metric, pruned.net), readout=readout)
         curve: Sequence[tuple[float, float]] = ()
         if held_out.labels is not None:
             curve = densities_curve(net, raster, held_out, method=method, readout=readout, seed=seed)

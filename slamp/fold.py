@@ -77,9 +77,3 @@ def _effect(before: SpikingGraph, after: SpikingGraph, raster: SpikeRaster) -> t
             cells += old.values[name].numel()
             differing += int((old.values[name] != new.values[name]).sum())
     return cells, differing
-
-
-def has_batchnorm(graph: SpikingGraph) -> bool:
-    """True if the graph holds `Scale` nodes that can be folded."""
-    return any(isinstance(node, Scale) for node in graph.nodes.values())
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -199,11 +199,6 @@ def graph_from_parts(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
         return _from_parts(header, arrays)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ArtifactError(f"graph header: {type(error).__name__} {error}; it was not written by slamp") from error
-
-
-def map_nodes(graph: SpikingGraph, kind: type[NodeT], change: Callable[[str, NodeT], Node]) -> SpikingGraph:
-    """Return a graph in which every node of one kind is replaced by ``change(name, node)``."""
-    return graph.with_nodes({name: change(name, node) for name, node in graph.nodes.items() if isinstance(node, kind)})
 
 
 def _header(graph: SpikingGraph) -> dict[str, Any]:

@@ -52,14 +52,23 @@ class Accounts:
         return sum(self.synapses.values()) / self.weights
 
 
-def account(graph: SpikingGraph, raster: SpikeRaster, held_out: SpikeRaster, metric: float | None = None) -> Accounts:
+def account(
+    graph: SpikingGraph,
+    raster: SpikeRaster,
+    held_out: SpikeRaster,
+    metric: float | None = None,
+    *,
+    readout: str = "mean",
+) -> Accounts:
     """Measure a graph on the calibration and the held-out sample; ``metric`` replaces the accuracy from labels."""
     kept = {name: node.weight != 0 for name, node in graph.weighted.items()}
     unrolled = {
         name: round(weighted_sum(node, kept[name], connections(node, graph.shapes[graph.sources(name)[0]])))
         for name, node in graph.weighted.items()
     }
-    found = metric if metric is not None or held_out.labels is None else accuracy(graph, held_out)
+    found = metric
+    if metric is None and held_out.labels is not None:
+        found = accuracy(graph, held_out, readout=readout)
     return Accounts(
         weights=sum(mask.size for mask in kept.values()),
         synapses={name: int(np.count_nonzero(mask)) for name, mask in kept.items()},
@@ -70,8 +79,8 @@ def account(graph: SpikingGraph, raster: SpikeRaster, held_out: SpikeRaster, met
     )
 
 
-def accuracy(graph: SpikingGraph, raster: SpikeRaster) -> float:
-    """Share of samples whose label is the class with most spikes, or the largest mean membrane.
+def accuracy(graph: SpikingGraph, raster: SpikeRaster, *, readout: str = "mean") -> float:
+    """Share of samples whose label is the class with the largest output, read over time as ``readout`` says.
 
     Raises:
         RasterError: The raster has no labels.
@@ -81,7 +90,7 @@ def accuracy(graph: SpikingGraph, raster: SpikeRaster) -> float:
     hits = 0
     for part in raster.batches(BATCH):
         assert part.labels is not None
-        hits += int((predictions(simulate(graph, part)).cpu() == part.labels.cpu()).sum())
+        hits += int((predictions(simulate(graph, part), readout).cpu() == part.labels.cpu()).sum())
     return hits / raster.batch
 
 
@@ -100,7 +109,7 @@ def densities_curve(
     chosen = resolve_method(method, Budget(density=CURVE[0]))
     generator = np.random.default_rng([seed, 1 << 17])
     scores = score(graph, activity, chosen, readout=readout, raster=raster, generator=generator)
-    points = [(1.0, accuracy(graph, held_out))]
+    points = [(1.0, accuracy(graph, held_out, readout=readout))]
     least = len(graph.weighted) / sum(node.weight.size for node in graph.weighted.values())
     for density in CURVE:
         if density < least:
@@ -108,5 +117,5 @@ def densities_curve(
         masks = make_masks(scores, allocate(scores, Budget(density=density)))
         pruned = recover(net, masks, raster, per="neuron", targets=activity)
         pruned_graph, _ = read_graph(pruned, raster.features, raster.dt)
-        points.append((density, accuracy(pruned_graph, held_out)))
+        points.append((density, accuracy(pruned_graph, held_out, readout=readout)))
     return points

@@ -19,11 +19,11 @@ def ticker(title: str, total: int | None, *, shown: bool, unit: str = "samples")
         shown: Whether to draw at all; nothing is drawn where standard error is not a terminal.
         unit: Name of the units.
     """
-    if not shown:
+    console = Console(stderr=True)
+    if not (shown and console.is_terminal):
         yield lambda count: None
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}"))
-    console = Console(stderr=True)
     with Progress(*columns, TextColumn(unit), TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task(title, total=total)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +81,12 @@ class SpikeRaster:
         """Return samples ``start`` to ``stop`` (exclusive), labels included."""
         labels = None if self.labels is None else self.labels[start:stop]
         return SpikeRaster(self.data[:, start:stop], self.dt, labels, kind=self.kind)
+
+    def select(self, indices: Sequence[int]) -> SpikeRaster:
+        """Return the named samples, in that order, labels included."""
+        chosen = torch.as_tensor(list(indices), dtype=torch.int64, device=self.data.device)
+        labels = None if self.labels is None else self.labels[chosen.to(self.labels.device)]
+        return SpikeRaster(self.data[:, chosen], self.dt, labels, kind=self.kind)
 
     def batches(self, size: int) -> Iterator[SpikeRaster]:
         """Yield the raster in pieces of at most ``size`` samples."""

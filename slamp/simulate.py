@@ -11,7 +11,7 @@ import torch
 from slamp.dynamics import NeuronDynamics, exact_float32, stateless_function
 from slamp.errors import GraphError, RasterError
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, READOUT, SPIKING, Neuron
+from slamp.nodes import NEURON, READOUT, SPIKING
 from slamp.raster import SpikeRaster
 
 Record = Literal["output", "spikes", "all"]
@@ -132,9 +132,7 @@ def simulate(graph: SpikingGraph, raster: SpikeRaster, *, record: Record = "outp
     spiking = is_spiking_output(graph)
     data = torch.stack(outputs)
     output = SpikeRaster(data.to(torch.bool) if spiking else data, graph.dt, kind="spikes" if spiking else "analog")
-    stacked = {
-        name: Trace(*(torch.stack(part) if part else None for part in parts)) for name, parts in kept.items()
-    }
+    stacked = {name: Trace(*(torch.stack(part) if part else None for part in parts)) for name, parts in kept.items()}
     return Recording(output, stacked)
 
 
@@ -158,11 +156,6 @@ def is_spiking_output(graph: SpikingGraph) -> bool:
     return name is not None and isinstance(graph.nodes[name], SPIKING)
 
 
-def neuron_shape(node: Neuron) -> tuple[int, ...]:
-    """Shape of the neurons of a layer."""
-    return (node.v_threshold if isinstance(node, SPIKING) else node.v_leak).shape
-
-
 def check_raster(graph: SpikingGraph, raster: SpikeRaster) -> None:
     """Raise `RasterError` unless the raster fits the graph's input."""
     allowed = graph.shapes[graph.input]
@@ -178,9 +171,25 @@ def check_raster(graph: SpikingGraph, raster: SpikeRaster) -> None:
         )
 
 
-def predictions(recording: Recording) -> torch.Tensor:
-    """Return the class of each sample, int64 (batch,): most spikes, or largest mean membrane, over time."""
-    total = recording.output.data.to(torch.float32).sum(0)
-    if total.ndim != 2:
-        raise GraphError(f"output: shape {tuple(total.shape[1:])} per sample; allowed for a class is one axis")
-    return total.argmax(1)
+def predictions(recording: Recording, readout: str = "mean") -> torch.Tensor:
+    """Return the class of each sample, int64 (batch,): the largest output, read over time as ``readout`` says.
+
+    Args:
+        recording: A run whose output has one axis per sample.
+        readout: "mean" or "sum" (spike count or mean membrane), "last" (the last step) or "max" (the largest step).
+
+    Raises:
+        GraphError: The output has more axes, or the readout is unknown.
+    """
+    output = recording.output.data.to(torch.float32)
+    if output.ndim != 3:
+        raise GraphError(f"output: shape {tuple(output.shape[2:])} per sample; allowed for a class is one axis")
+    match readout:
+        case "mean" | "sum":
+            return output.sum(0).argmax(1)
+        case "last":
+            return output[-1].argmax(1)
+        case "max":
+            return output.amax(0).argmax(1)
+        case _:
+            raise GraphError(f"readout: {readout!r}; allowed are mean, sum, last, max")

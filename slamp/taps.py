@@ -94,8 +94,3 @@ def tap_shape(node: Weighted) -> Shape:
     """Shape of the tap arrays of a node."""
     groups = node.groups if isinstance(node, (Conv1d, Conv2d)) else 1
     return (groups, *node.weight.shape[1:])
-
-
-def layer_size(node: Weighted) -> int:
-    """Number of weights."""
-    return int(node.weight.size)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -17,6 +16,7 @@ from slamp.exporting import Exporter, find_exporter
 from slamp.graph import SpikingGraph
 from slamp.judge import judge_sample, spikes_of
 from slamp.manifest import Artifact, open_artifact, update_manifest
+from slamp.progress import ticker
 from slamp.raster import SpikeRaster
 from slamp.rounding import output_bound
 from slamp.simulate import Recording, output_neuron, simulate
@@ -77,7 +77,7 @@ def verify(
     assert replay is not None
     tally = _Tally(tuple(artifact.altered_files()))
     rasters = [samples] if isinstance(samples, SpikeRaster) else samples
-    with _progress_bar(progress, samples.batch if isinstance(samples, SpikeRaster) else None) as advance:
+    with ticker("verifying", samples.batch if isinstance(samples, SpikeRaster) else None, shown=progress) as advance:
         for raster in rasters:
             for piece in raster.batches(batch):
                 reference = simulate(graph, piece, record="spikes")
@@ -309,15 +309,3 @@ def _convention(batch: _Batch, comparison: Comparison, difference: Difference) -
     }
     replayed = shifted(found, batch.artifact.latency_steps, comparison.steps)[:, chosen]
     return probable_cause(graph, layer, inputs, spikes, replayed)
-
-
-@contextmanager
-def _progress_bar(shown: bool, total: int | None) -> Iterator[Callable[[int], None]]:
-    if not shown:
-        yield lambda samples: None
-        return
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bar:
-        task = bar.add_task("verify", total=total)
-        yield lambda samples: bar.advance(task, samples)

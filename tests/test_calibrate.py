@@ -14,9 +14,9 @@ from norse.torch import SequentialState
 
 from networks import ZOO, analog, assert_evidence, box, build, cuba, enliven, iaf, spikes
 from slamp.activity import Activity
-from slamp.calibrate import as_rasters, calibrate, require_activity
+from slamp.calibrate import as_rasters, calibrate
 from slamp.capture import read_graph
-from slamp.errors import GraphError, RasterError
+from slamp.errors import RasterError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
     IF,
@@ -582,18 +582,8 @@ def test_a_raster_that_does_not_fit_is_refused() -> None:
         calibrate(graph, replace(raster, dt=2e-3))
 
 
-def test_activity_of_another_graph_is_refused() -> None:
+def test_progress_changes_nothing() -> None:
     graph, raster = of_zoo("dense_if")
-    other, other_raster = of_zoo("dense_box")
-    require_activity(graph, calibrate(graph, raster))
-    with pytest.raises(GraphError, match="measured on another graph; call calibrate on this one"):
-        require_activity(graph, calibrate(other, other_raster))
-
-
-def test_progress_is_shown_when_asked(capfd: pytest.CaptureFixture[str]) -> None:
-    graph, raster = of_zoo("dense_if")
-    calibrate(graph, raster, progress=True)
-    calibrate(graph, raster.batches(2))
     assert calibrate(graph, raster).spikes == calibrate(graph, raster, progress=True).spikes
 
 

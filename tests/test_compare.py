@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from verify_networks import conv_graph, dense_graph, raster, reference_run
 
 from slamp.compare import Comparison, Difference, compare
 from slamp.errors import RasterError
 from slamp.raster import SpikeRaster
 from slamp.simulate import Recording, Trace, simulate
+from verify_networks import conv_graph, dense_graph, raster, reference_run
 
 ORDER = ("input", "a", "b", "output")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from verify_networks import chain, changed, conv_graph, cuba, dense_graph, lif, raster, reference_run, with_entry
 
 from slamp.compare import compare
 from slamp.conventions import Convention, run_convention
@@ -18,6 +17,7 @@ from slamp.manifest import Artifact, staged_artifact
 from slamp.nodes import IF, LI, Affine, CubaLIF, Linear, Node, frozen_array, uniform
 from slamp.raster import SpikeRaster
 from slamp.simulate import Recording, Trace, simulate
+from verify_networks import chain, changed, conv_graph, cuba, dense_graph, lif, raster, reference_run, with_entry
 
 
 def cause_of(graph: SpikingGraph, replayed: Recording, inputs: SpikeRaster) -> str:

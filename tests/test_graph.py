@@ -11,7 +11,7 @@ import pytest
 from networks import ZOO, build
 from slamp.capture import read_graph
 from slamp.errors import ArtifactError, GraphError
-from slamp.graph import SpikingGraph, graph_from_parts, graph_header, load_graph, map_nodes
+from slamp.graph import SpikingGraph, graph_from_parts, graph_header, load_graph
 from slamp.nodes import (
     IF,
     LIF,
@@ -179,11 +179,6 @@ def test_a_frozen_array_is_a_copy() -> None:
     frozen = frozen_array(values)
     values[0] = 1.0
     assert frozen[0] == 0.0
-
-
-def test_map_nodes_changes_one_kind() -> None:
-    graph = map_nodes(of_zoo("dense_box"), LIF, lambda name, node: replace(node, reset="value"))
-    assert {node.reset for node in graph.spiking.values()} == {"value"}
 
 
 def test_header_and_arrays_give_the_graph_back() -> None:

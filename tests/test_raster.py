@@ -216,3 +216,11 @@ def test_damaged_samples_files_give_our_error_or_load(compressed: bool, tmp_path
         except RasterError:
             refused += 1
     assert refused > 100
+
+
+def test_select_takes_samples_and_their_labels_in_order() -> None:
+    raster = SpikeRaster(np.arange(24).reshape(2, 4, 3) % 2 == 0, labels=[0, 1, 2, 3])
+    chosen = raster.select([3, 0])
+    assert torch.equal(chosen.data, raster.data[:, [3, 0]])
+    assert chosen.labels is not None
+    assert chosen.labels.tolist() == [3, 0]

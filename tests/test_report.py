@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from verify_networks import changed, conv_graph, raster, reference_run
 
 from slamp.compare import Difference
 from slamp.errors import MissingDependencyError, RasterError
@@ -35,6 +34,7 @@ from slamp.report import (
 )
 from slamp.simulate import simulate
 from slamp.verify import verify
+from verify_networks import changed, conv_graph, raster, reference_run
 
 
 def full_report(**changes: Any) -> Report:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from verify_networks import DT, chain, conv_graph, cuba, dense_graph, lif, raster, reference_run
 
 from slamp.errors import GraphError, RasterError
 from slamp.graph import SpikingGraph
@@ -11,6 +10,7 @@ from slamp.nodes import IF, LI, Affine, CubaLI, CubaLIF, Linear, Scale, SumPool2
 from slamp.raster import SpikeRaster
 from slamp.rounding import Bounded, membrane_bound, output_bound, stateless_bound
 from slamp.simulate import Recording, simulate
+from verify_networks import DT, chain, conv_graph, cuba, dense_graph, lif, raster, reference_run
 
 F32 = np.float32
 

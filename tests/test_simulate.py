@@ -13,7 +13,7 @@ from slamp.errors import GraphError, RasterError
 from slamp.graph import SpikingGraph
 from slamp.nodes import IF, LI, AvgPool2d, Flatten, Input, Linear, Output, uniform
 from slamp.raster import SpikeRaster
-from slamp.simulate import Recording, is_spiking_output, neuron_shape, predictions, simulate, stream
+from slamp.simulate import Recording, is_spiking_output, predictions, simulate, stream
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -136,17 +136,20 @@ def test_spikes_behind_a_flatten_are_spikes_behind_a_pool_values() -> None:
     assert not is_spiking_output(ending(AvgPool2d((2, 2), (2, 2), (0, 0)), out=(1, 2, 2)))
 
 
-def test_neuron_shape() -> None:
-    assert neuron_shape(ending(out=(1, 4, 4)).nodes["n"]) == (1, 4, 4)
-    assert neuron_shape(LI(uniform(1.0, (3,)), uniform(0.0, (3,)))) == (3,)
-
-
 def test_predictions_count_spikes_over_time() -> None:
     data = torch.zeros(4, 2, 3, dtype=torch.bool)
     data[:3, 0, 2] = True
     data[0, 0, 1] = True
     data[1, 1, 1] = True
     assert predictions(Recording(SpikeRaster(data))).tolist() == [2, 1]
+
+
+def test_predictions_follow_the_readout() -> None:
+    values = np.array([[[0.0, 3.0, 0.0]], [[2.0, 0.0, 0.0]], [[2.0, 0.0, 1.0]], [[0.0, 0.0, 1.0]]], dtype=np.float32)
+    recording = Recording(SpikeRaster(values, kind="analog"))
+    assert [predictions(recording, readout).item() for readout in ("mean", "sum", "last", "max")] == [0, 0, 2, 1]
+    with pytest.raises(GraphError, match="'median'; allowed are mean, sum, last, max"):
+        predictions(recording, "median")
 
 
 def test_predictions_need_one_axis() -> None:

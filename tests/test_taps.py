@@ -14,7 +14,6 @@ from slamp.taps import (
     connections,
     dense_connections,
     fan_out,
-    layer_size,
     per_weight,
     tap_shape,
     tap_sums,
@@ -116,7 +115,6 @@ def test_convolutions_are_counted_as_loops_count_them(index: int) -> None:
     assert np.array_equal(per_weight(node, connections(node, features)), met)
     assert dense_connections(node, features) == met.sum()
     assert weighted_sum(node, node.weight != 0, tap_sums(node, values)) == pytest.approx(total, rel=1e-9, abs=1e-9)
-    assert layer_size(node) == node.weight.size
 
 
 @pytest.mark.parametrize("index", range(0, len(CONVOLUTIONS), 5))

@@ -9,11 +9,11 @@ import nir
 import numpy as np
 import pytest
 import torch
-from nir_networks import DT, NETWORKS, captured, raster_for, rates
 
 from exporters import nir_lowering
 from exporters.nir_lowering import lift, lower
 from exporters.to_nir import NirExporter
+from nir_networks import DT, NETWORKS, captured, raster_for, rates
 from slamp.errors import ArtifactError, OutputDirectoryError, RasterError, RunFileError, UnsupportedNodeError
 from slamp.graph import SpikingGraph
 from slamp.nodes import CubaLIF, Input, Linear, Output, Scale, uniform

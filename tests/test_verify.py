@@ -9,6 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from slamp.errors import ArtifactError, NotEquivalentError, RasterError
+from slamp.graph import SpikingGraph
+from slamp.manifest import Artifact, open_artifact, read_manifest, staged_artifact
+from slamp.nodes import Affine, Linear, frozen_array, uniform
+from slamp.raster import SpikeRaster
+from slamp.simulate import Recording, Trace, simulate
+from slamp.verification import Verification
+from slamp.verify import verify, verify_directory
 from verify_networks import (
     DT,
     STEPS,
@@ -21,15 +30,6 @@ from verify_networks import (
     reference_run,
     with_entry,
 )
-
-from slamp.errors import ArtifactError, NotEquivalentError, RasterError
-from slamp.graph import SpikingGraph
-from slamp.manifest import Artifact, open_artifact, read_manifest, staged_artifact
-from slamp.nodes import Affine, Linear, frozen_array, uniform
-from slamp.raster import SpikeRaster
-from slamp.simulate import Recording, Trace, simulate
-from slamp.verification import Verification
-from slamp.verify import verify, verify_directory
 
 Runner = Callable[[Artifact, SpikeRaster], Recording]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import nir
 import numpy as np
 import pytest
-from nir_networks import DT, NETWORKS, captured, raster_for, rates
 
 from exporters import witness_spikingjelly
 from exporters.nir_lowering import lower
 from exporters.to_nir import NirExporter
 from exporters.witness_spikingjelly import environment_python, install, replay, translate, witness_home
+from nir_networks import DT, NETWORKS, captured, raster_for, rates
 from slamp.errors import MissingDependencyError, RasterError, UnsupportedNodeError, WitnessError
 from slamp.graph import SpikingGraph
 from slamp.nodes import IF, Input, Linear, Output, uniform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -33,14 +34,16 @@ def new_directory(target: Path, *, marker: str) -> Iterator[Path]:
     """Yield a temporary directory that becomes ``target`` when the block ends without error.
 
     An existing ``target`` is replaced only if it is empty or holds ``marker``, the file that says it is ours; it stays
-    in place until the new one is complete, and comes back if the exchange fails.
+    in place until the new one is complete, and comes back if the exchange fails. What a killed process left behind is
+    cleared away first: its temporary directory goes, a result it had moved aside comes back.
 
     Raises:
         OutputDirectoryError: ``target`` is a file, or a directory with files that are not ours.
     """
     check_replaceable(target, marker=marker)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
+    _clear_after_the_dead(target)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-{os.getpid()}-"))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -68,12 +71,33 @@ def _exchange(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.rename(temporary, target)
         return
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
-    os.rename(target, old / "kept")
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-{os.getpid()}-"))
     try:
+        os.rename(target, old / "kept")
         os.rename(temporary, target)
-    except OSError:
-        os.rename(old / "kept", target)
-        raise
     finally:
+        if not target.exists() and (old / "kept").exists():
+            os.rename(old / "kept", target)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_after_the_dead(target: Path) -> None:
+    for role in ("partial", "old"):
+        prefix = f".{target.name}.{role}-"
+        for left in target.parent.glob(f"{glob.escape(prefix)}*"):
+            process = left.name.removeprefix(prefix).partition("-")[0]
+            if not process.isdecimal() or _alive(int(process)):
+                continue
+            if (left / "kept").exists() and not target.exists():
+                os.rename(left / "kept", target)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

@@ -24,7 +24,7 @@ from slamp.errors import ArtifactError, BudgetError, OutputDirectoryError, Raste
 from slamp.exporting import export
 from slamp.fold import Folding, fold_batchnorm
 from slamp.graph import SpikingGraph
-from slamp.manifest import MANIFEST, Artifact, open_artifact
+from slamp.manifest import MANIFEST, Artifact, open_artifact, refuse_strangers
 from slamp.masks import save_pruned
 from slamp.measure import Accounts, account, densities_curve
 from slamp.prune import Pruned, Pruning, Schedule, prune
@@ -208,6 +208,8 @@ def _check_output(directory: Path) -> None:
             f"{directory}: holds files that are not ours ({', '.join(strangers[:3])}) beside an earlier result; "
             "move them, or choose another directory"
         )
+    for path in directory.iterdir():
+        refuse_strangers(path)
 
 
 def _try_export(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from slamp.atomic import new_directory, write_atomically
-from slamp.errors import ArtifactError
+from slamp.errors import ArtifactError, OutputDirectoryError
 from slamp.graph import SpikingGraph, load_graph
 
 FORMAT = "slamp-artifact-1"
@@ -127,6 +127,7 @@ def staged_artifact(
 
     The graph itself is stored beside the target's files (role "graph"), as the reference verification needs.
     """
+    refuse_strangers(directory)
     with new_directory(directory, marker=MANIFEST) as temporary:
         staged = StagedArtifact(temporary, {"graph": GRAPH})
         graph.save(temporary / GRAPH)
@@ -152,6 +153,22 @@ def staged_artifact(
             "verification": None,
         }
         write_atomically(temporary / MANIFEST, _encode(manifest))
+
+
+def refuse_strangers(directory: Path) -> None:
+    """Raise `OutputDirectoryError` if an earlier artifact's directory also holds files its manifest does not name."""
+    if not (directory / MANIFEST).is_file():
+        return
+    try:
+        ours = {MANIFEST, *read_manifest(directory)["files"]}
+    except ArtifactError as error:
+        raise OutputDirectoryError(f"{directory}: {error}; choose another directory, or delete this one") from error
+    strangers = sorted(path.name for path in directory.iterdir() if path.name not in ours)
+    if strangers:
+        raise OutputDirectoryError(
+            f"{directory}: holds files that are not ours ({', '.join(strangers[:3])}) beside an earlier artifact; "
+            "move them, or choose another directory"
+        )
 
 
 @dataclass(frozen=True)

@@ -124,3 +124,48 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(OutputDirectoryError, match="a file is in the way; name a directory that is new or empty"):
         check_replaceable(tmp_path / "out", marker="m")
+
+
+DEAD = 2**30  # above any process number of Linux
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    left = tmp_path / f".out.partial-{DEAD}-abc"
+    left.mkdir()
+    (left / "half").write_text("half")
+    alive = tmp_path / f".out.partial-{os.getpid()}-abc"
+    alive.mkdir()
+    with new_directory(tmp_path / "out", marker="mark") as directory:
+        (directory / "mark").write_text("new")
+    assert not left.exists()
+    assert alive.exists()
+    assert (tmp_path / "out" / "mark").read_text() == "new"
+
+
+def test_a_result_that_a_killed_process_had_moved_aside_comes_back(tmp_path: Path) -> None:
+    kept = tmp_path / f".out.old-{DEAD}-abc" / "kept"
+    kept.mkdir(parents=True)
+    (kept / "mark").write_text("earlier")
+    with pytest.raises(RuntimeError, match="stop"), new_directory(tmp_path / "out", marker="mark"):
+        raise RuntimeError("stop")
+    assert (tmp_path / "out" / "mark").read_text() == "earlier"
+    assert not kept.parent.exists()
+
+
+def test_an_interrupt_between_the_renames_brings_the_earlier_result_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mark").write_text("earlier")
+    rename = os.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        if ".partial-" in str(source):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "out", marker="mark") as directory:
+        (directory / "mark").write_text("new")
+    assert (tmp_path / "out" / "mark").read_text() == "earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

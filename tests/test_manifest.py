@@ -8,7 +8,7 @@ import pytest
 
 from networks import build
 from slamp.capture import read_graph
-from slamp.errors import ArtifactError
+from slamp.errors import ArtifactError, OutputDirectoryError
 from slamp.graph import SpikingGraph
 from slamp.manifest import (
     Artifact,
@@ -183,3 +183,24 @@ def test_the_mask_hash_of_a_pruned_graph_is_that_of_its_masks() -> None:
     pruned, _ = read_graph(masked_copy(net, masks), raster.features, raster.dt)
     assert 0 < masks.density < 1
     assert mask_hash(pruned) == masks.hash != mask_hash(graph)
+
+
+def write_again(artifact: Artifact) -> None:
+    with staged_artifact(graph_of(), artifact.directory, target="nir", options={}):
+        pass
+
+
+def test_an_artifact_with_somebody_elses_file_is_not_replaced(artifact: Artifact) -> None:
+    (artifact.directory / "notes.txt").write_text("mine")
+    with pytest.raises(OutputDirectoryError, match=r"not ours \(notes.txt\) beside an earlier artifact; move them"):
+        write_again(artifact)
+    assert (artifact.directory / "notes.txt").read_text() == "mine"
+    (artifact.directory / "notes.txt").unlink()
+    write_again(artifact)
+    assert set(artifact.manifest["files"]) == {"graph.npz"}
+
+
+def test_an_artifact_with_a_damaged_manifest_is_not_replaced(artifact: Artifact) -> None:
+    (artifact.directory / "manifest.json").write_text("{")
+    with pytest.raises(OutputDirectoryError, match=r"damaged .* choose another directory, or delete this one"):
+        write_again(artifact)

@@ -629,10 +629,12 @@ def test_an_interrupted_run_leaves_no_result_and_goes_on(kind: signal.Signals, p
     assert epochs == ["1.0 0", "1.0 1", "1.0 2"], "no epoch twice"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
+    samples = users.samples()
+    held = range(3, samples.batch, 4)  # the command holds out every fourth sample
     whole = slamp.compress(
         users.factory(),
-        users.samples().samples(0, 60),
-        held_out=users.samples().samples(60, 80),
+        samples.select([index for index in range(samples.batch) if index not in held]),
+        held_out=samples.select(held),
         budget=slamp.Budget(density=0.3),
         directory=tmp_path / "whole",
         train=users.train,

@@ -10,11 +10,12 @@ One step of each neuron, with constants folded in float64 and state kept in floa
 
 then ``v > v_threshold`` spikes and sets ``v`` to ``v_reset`` in the same step. Membranes start at ``v_leak`` (IF:
 ``v_reset``), currents at 0. NIR leaves the order of a float32 sum open: LIF adds ``r*I`` to ``v_leak`` before ``v`` is
-taken off, the others after.
+taken off, the others after. A Delay of whole steps is run too, though slamp writes none.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from exporters.euler_layers import LayerFunction, float32, layer_function
 
 SPIKING = (nir.IF, nir.LIF, nir.CubaLIF)
 READOUT = (nir.LI, nir.CubaLI)
+MAX_DELAY_STEPS = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,8 @@ def run(path: str | Path, inputs: np.ndarray, dt: float, *, subtract: frozenset[
         node = graph.nodes[name]
         if isinstance(node, SPIKING + READOUT):
             layers[name] = _Neurons(node, dt, by_value=name not in subtract)
+        elif isinstance(node, nir.Delay):
+            functions[name] = _Delay(name, node, dt)
         else:
             functions[name] = layer_function(name, node)
     recorded: dict[str, np.ndarray] = {}
@@ -92,7 +96,7 @@ def run(path: str | Path, inputs: np.ndarray, dt: float, *, subtract: frozenset[
         if t == 0:
             out = np.empty((inputs.shape[0], *values[output].shape), dtype=np.float32)
         out[t] = values[output]
-    spiking_output = _carries_spikes(output, graph, sources)
+    spiking_output = carries_spikes(graph)
     return EulerRun(
         output=out.astype(np.bool_) if spiking_output else out,
         spikes={name: array for name, array in recorded.items() if layers[name].spiking},
@@ -147,6 +151,26 @@ class _Neurons:
         return float32(spikes)
 
 
+class _Delay:
+    """Hands every input on some steps later, the delay over dt rounded to whole steps; zeros until then."""
+
+    def __init__(self, name: str, node: Any, dt: float) -> None:
+        steps = np.rint(np.asarray(node.delay, dtype=np.float64) / dt)
+        if not bool((np.isfinite(steps) & (steps >= 0) & (steps <= MAX_DELAY_STEPS)).all()):
+            raise ValueError(f"{name}: delays by {steps.max():g} steps; allowed are 0 to {MAX_DELAY_STEPS}")
+        self.steps = steps.astype(int)
+        self.past: deque[np.ndarray] = deque(maxlen=int(self.steps.max()) + 1)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        self.past.append(x)
+        steps = np.broadcast_to(self.steps, x.shape[1:])
+        late = np.zeros_like(x)
+        for k in np.unique(steps):
+            if k < len(self.past):
+                late[:, steps == k] = self.past[-1 - int(k)][:, steps == k]
+        return late
+
+
 def _sources(graph: Any) -> dict[str, list[str]]:
     sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
@@ -180,7 +204,12 @@ def _only(graph: Any, kind: type) -> str:
     return str(names[0])
 
 
-def _carries_spikes(name: str, graph: Any, sources: Mapping[str, list[str]]) -> bool:
-    while isinstance(graph.nodes[name], (nir.Output, nir.Flatten)) and len(sources[name]) == 1:
-        name = sources[name][0]
+def carries_spikes(graph: Any) -> bool:
+    """True if what leaves a NIR graph is the spikes of one layer, reshaped at most."""
+    name = _only(graph, nir.Output)
+    while isinstance(graph.nodes[name], (nir.Output, nir.Flatten)):
+        sources = [source for source, target in graph.edges if target == name]
+        if len(sources) != 1:
+            return False
+        name = sources[0]
     return isinstance(graph.nodes[name], SPIKING)

@@ -64,12 +64,12 @@ def _convolution(name: str, node: Any) -> LayerFunction:
     axes = node.weight.ndim - 2
     weight, bias = float32(node.weight), float32(node.bias)
     stride, dilation, groups = (
-        _per_axis(node.stride, axes),
-        _per_axis(node.dilation, axes),
+        _per_axis(name, node.stride, axes),
+        _per_axis(name, node.dilation, axes),
         int(np.asarray(node.groups)),
     )
     span = tuple(dilation[axis] * (weight.shape[2 + axis] - 1) + 1 for axis in range(axes))
-    padding = _padding(node.padding, span)
+    padding = _padding(name, node.padding, span)
     channels = weight.shape[1] * groups
     size = weight.shape[1] * int(np.prod(weight.shape[2:]))
     kernels = np.ascontiguousarray(weight.reshape(groups, weight.shape[0] // groups, size).transpose(0, 2, 1))
@@ -99,8 +99,8 @@ def _convolution(name: str, node: Any) -> LayerFunction:
 
 
 def _pool(name: str, node: Any) -> LayerFunction:
-    kernel, stride = _per_axis(node.kernel_size, 2), _per_axis(node.stride, 2)
-    padding = _padding(node.padding, kernel)
+    kernel, stride = _per_axis(name, node.kernel_size, 2), _per_axis(name, node.stride, 2)
+    padding = _padding(name, node.padding, kernel)
     count = np.float32(kernel[0] * kernel[1]) if isinstance(node, nir.AvgPool2d) else np.float32(1)
 
     def apply(x: np.ndarray) -> np.ndarray:
@@ -146,15 +146,17 @@ def _windows(
     return views[index]
 
 
-def _padding(padding: Any, span: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def _padding(name: str, padding: Any, span: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     if isinstance(padding, str) and padding == "same":
         return tuple(((size - 1) // 2, (size - 1) - (size - 1) // 2) for size in span)
-    sizes = (0,) * len(span) if isinstance(padding, str) else _per_axis(padding, len(span))
+    sizes = (0,) * len(span) if isinstance(padding, str) else _per_axis(name, padding, len(span))
     return tuple((size, size) for size in sizes)
 
 
-def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
+def _per_axis(name: str, value: Any, axes: int) -> tuple[int, ...]:
     flat = np.atleast_1d(np.asarray(value)).astype(int)
+    if flat.shape not in ((1,), (axes,)):
+        raise ValueError(f"{name}: stride, padding, dilation or window of shape {flat.shape}; allowed is one per axis")
     return tuple(int(size) for size in np.broadcast_to(flat, (axes,)))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from exporters import euler
-from exporters.nir_lowering import lift, lower, reset_by_subtraction
+from exporters.nir_lowering import differences, lift, lower, reset_by_subtraction
 from slamp.errors import ArtifactError, RasterError, RunFileError
 from slamp.graph import SpikingGraph
 from slamp.manifest import Artifact, staged_artifact
@@ -56,7 +56,7 @@ class NirExporter:
         golden: Held-out input; it is stored with the spikes it causes, in NIR's own data format.
 
     Raises:
-        RunFileError: ``compression`` is neither.
+        RunFileError: An option has a value that is not allowed.
     """
 
     name: ClassVar[str] = "nir"
@@ -67,6 +67,10 @@ class NirExporter:
     def __post_init__(self) -> None:
         if self.compression not in COMPRESSIONS:
             raise RunFileError(f"nir: compression is {self.compression!r}; allowed are {', '.join(COMPRESSIONS)}")
+        if not isinstance(self.strict, bool):
+            raise RunFileError(f"nir: strict is {self.strict!r}; allowed are True and False")
+        if not isinstance(self.golden, SpikeRaster | None):
+            raise RunFileError(f"nir: golden is {type(self.golden).__name__}; allowed is a SpikeRaster or None")
 
     def write(self, graph: SpikingGraph, directory: Path) -> Artifact:
         """Write ``network.nir``, and ``golden_input.nird`` and ``golden_output.nird`` if there is a golden raster.
@@ -104,11 +108,22 @@ class NirExporter:
         """
         network = read_nir(path)
         try:
-            return lift(network)
+            graph = lift(network)
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}") from error
         except UNREADABLE as error:
             raise _unreadable(Path(path), error) from error
+        if not _is_sealed(path):
+            raise ArtifactError(f"{path}: lacks the seal slamp ends it with; it was cut short or changed; export again")
+        return graph
+
+    def file_differences(self, artifact: Artifact, graph: SpikingGraph) -> list[str]:
+        """Return what ``network.nir`` states otherwise than ``graph``, one line per field; empty if nothing.
+
+        Raises:
+            ArtifactError: The file is missing or damaged.
+        """
+        return list(differences(lower(graph, strict=False), read_nir(artifact.file("network"))))
 
     def replay(self, artifact: Artifact, inputs: SpikeRaster) -> Recording:
         """Run ``network.nir``, its metadata stripped, in the forward-Euler runner, which imports nothing of slamp.
@@ -123,7 +138,7 @@ class NirExporter:
         path = artifact.file("network")
         network = read_nir(path)
         check_input(network, inputs, manifest["dt"])
-        subtract = frozenset(manifest["options"].get("reset_by_subtraction", []))
+        subtract = frozenset(subtracting_nodes(artifact))
         with without_metadata(network) as bare:
             try:
                 run = euler.run(bare, inputs.numpy(), manifest["dt"], subtract=subtract)
@@ -138,8 +153,11 @@ class NirExporter:
             ArtifactError: The artifact has none, or it is damaged.
         """
         path = artifact.file("golden_input")
-        shape = next(iter(read_nir(artifact.file("network")).inputs.values())).input_type["input"]
+        if path.name in artifact.altered_files():
+            raise ArtifactError(f"{path}: is not what was exported; export again, or name a samples file")
+        inputs = read_nir(artifact.file("network")).inputs
         try:
+            (shape,) = (entry.input_type["input"] for entry in inputs.values())
             (node,) = nir.read_data(path).nodes.values()
             ((observable, data),) = node.observables.items()
             array = data.data.transpose(1, 0, 2).reshape(
@@ -154,7 +172,8 @@ def read_nir(path: Path) -> nir.NIRGraph:
     """Read a NIR file without nir's type inference; raises `ArtifactError` if it cannot be read."""
     path = Path(path)
     if not path.is_file():
-        raise ArtifactError(f"{path}: there is no such file; name a .nir file")
+        found = "is no file" if path.exists() else "there is no such file"
+        raise ArtifactError(f"{path}: {found}; name a .nir file")
     _check_seal(path)
     try:
         return nir.read(path, type_check=False)  # a file that holds no NIRGraph is refused there
@@ -179,9 +198,20 @@ def check_input(network: nir.NIRGraph, inputs: SpikeRaster, dt: float) -> None:
     shapes = [tuple(int(size) for size in node.input_type["input"]) for node in network.inputs.values()]
     if [inputs.features] != shapes or inputs.dt != dt:
         raise RasterError(
-            f"raster: features {inputs.features} and dt {inputs.dt:g} s; the artifact's network takes "
-            f"{', '.join(map(str, shapes)) or 'no input'} at dt {dt:g} s; bin the events anew, or reshape"
+            f"raster: features {inputs.features} and dt {inputs.dt!r} s; the artifact's network takes "
+            f"{', '.join(map(str, shapes)) or 'no input'} at dt {dt!r} s; bin the events anew, or reshape"
         )
+
+
+def subtracting_nodes(artifact: Artifact) -> list[str]:
+    """Return the nodes that the manifest says reset by subtraction; raises `ArtifactError` if it names none."""
+    names = artifact.manifest["options"].get("reset_by_subtraction", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ArtifactError(
+            f"{artifact.directory}: the manifest's reset_by_subtraction is {names!r:.60}, allowed is a list of node "
+            "names; export again"
+        )
+    return names
 
 
 def recording_of(
@@ -219,6 +249,12 @@ def _seal(path: Path) -> None:
     digest = _sha256(path, path.stat().st_size)
     with path.open("ab") as file:
         file.write(SEAL + digest.encode() + b"\n")
+
+
+def _is_sealed(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - SEAL_BYTES, 0))
+        return file.read().startswith(SEAL)
 
 
 def _check_seal(path: Path) -> None:

@@ -23,7 +23,8 @@ from typing import Any
 import nir
 import numpy as np
 
-from exporters.to_nir import check_input, read_nir, recording_of, without_metadata
+from exporters.euler import carries_spikes
+from exporters.to_nir import check_input, read_nir, recording_of, subtracting_nodes, without_metadata
 from slamp.errors import MissingDependencyError, UnsupportedNodeError, WitnessError
 from slamp.manifest import Artifact
 from slamp.raster import SpikeRaster
@@ -108,15 +109,14 @@ def replay(artifact: Artifact, inputs: SpikeRaster, *, time_limit_s: float = 600
     manifest = artifact.manifest
     network = read_nir(artifact.file("network"))
     check_input(network, inputs, manifest["dt"])
-    subtracting = manifest["options"].get("reset_by_subtraction", [])
-    if subtracting:
+    if subtracting := subtracting_nodes(artifact):
         raise _refused(subtracting[0], "resets by subtraction, which its NIR import has no field for")
     translated, names = _numbered(translate(network, manifest["dt"]))
     python = environment_python()
     if python is None:
         raise MissingDependencyError(
-            f"SpikingJelly: no finished environment in {witness_home()}; install it with "
-            f"exporters.witness_spikingjelly.install(), or name another place in {HOME_VARIABLE}"
+            f"SpikingJelly: no finished environment in {witness_home()}; run: slamp witness install spikingjelly, "
+            f"or name another place in {HOME_VARIABLE}"
         )
     with tempfile.TemporaryDirectory(prefix="slamp-witness-") as directory, without_metadata(translated) as path:
         given, result = Path(directory) / "input.npz", Path(directory) / "output.npz"
@@ -129,7 +129,7 @@ def replay(artifact: Artifact, inputs: SpikeRaster, *, time_limit_s: float = 600
         with np.load(result, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     output = arrays.pop("output")
-    if _spikes_leave(translated):
+    if carries_spikes(translated):
         output = output > 0
     spikes = {names[name.removeprefix("spikes/")]: array for name, array in arrays.items()}
     return recording_of(output, spikes, {}, inputs.dt)
@@ -243,16 +243,6 @@ def _refused(name: str, found: str) -> UnsupportedNodeError:
     return UnsupportedNodeError(
         f"{name}: {found}, and SpikingJelly cannot express that; verify with the forward-Euler runner alone"
     )
-
-
-def _spikes_leave(network: nir.NIRGraph) -> bool:
-    name = next(name for name, node in network.nodes.items() if isinstance(node, nir.Output))
-    while isinstance(network.nodes[name], (nir.Output, nir.Flatten)):
-        sources = [source for source, target in network.edges if target == name]
-        if len(sources) != 1:
-            return False
-        name = sources[0]
-    return isinstance(network.nodes[name], (nir.IF, nir.LIF, nir.CubaLIF))
 
 
 def _command(command: Sequence[str], time_limit_s: float) -> str:

@@ -161,7 +161,8 @@ def _check_feasible(problem: _Problem) -> None:
     for k, (name, limit) in enumerate(zip(problem.names, problem.limits, strict=True)):
         least = problem.used(k, problem.minimum)
         if least > limit:
-            stay = f"the {sum(problem.minimum)} weights that must stay (at least one per layer)"
+            why = "at least one per layer" if max(problem.minimum) == 1 else "what uniform-plus leaves alone"
+            stay = f"the {sum(problem.minimum)} weights that must stay ({why})"
             if name == "density":
                 raise BudgetError(
                     f"density: the budget is {limit:.0f} of {total} weights, below {stay}; "

@@ -41,9 +41,14 @@ def new_directory(target: Path, *, marker: str) -> Iterator[Path]:
         OutputDirectoryError: ``target`` is a file, or a directory with files that are not ours.
     """
     check_replaceable(target, marker=marker)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_after_the_dead(target)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-{os.getpid()}-"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_after_the_dead(target)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-{os.getpid()}-"))
+    except OSError as error:
+        raise OutputDirectoryError(
+            f"{target}: cannot be written beside ({error}); choose a directory you may write to"
+        ) from error
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -55,7 +60,7 @@ def new_directory(target: Path, *, marker: str) -> Iterator[Path]:
 
 def check_replaceable(target: Path, *, marker: str) -> None:
     """Raise `OutputDirectoryError` if ``target`` holds something this program did not write."""
-    if not target.exists():
+    if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir():
         raise OutputDirectoryError(f"{target}: a file is in the way; name a directory that is new or empty")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from numbers import Real
 
 from slamp.errors import BudgetError
 
@@ -39,8 +40,10 @@ class Budget:
         if not given:
             raise BudgetError(f"budget: nothing is given; allowed are {', '.join(BUDGETS)}, such as density=0.1")
         for name, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
                 raise BudgetError(f"budget: {name} is {value!r}; allowed is a finite number")
+            # float32 numbers stand for the decimals they were written as: 0.1, not 0.10000000149
+            object.__setattr__(self, name, float(str(value)))
         for name in NEEDS_PROFILE:
             if name in given:
                 raise BudgetError(

@@ -57,7 +57,8 @@ def calibrate(graph: SpikingGraph, source: Source, *, fold: bool = True, progres
     Args:
         graph: The network.
         source: A raster; an iterable of rasters, each a batch; or a torch DataLoader whose items are tensors of shape
-            (batch, time, *features), alone or as (data, labels), as event data sets of tonic give them.
+            (batch, time, *features), alone or first in a tuple, as event data sets of tonic give them. Event counts
+            must be made spikes (``frames > 0``) or, to be taken as analog values, float32 rasters of that kind.
         fold: Fold time into the batch (fast). False gives the spikes of `simulate`, bit for bit.
         progress: Show a progress bar.
 
@@ -75,7 +76,10 @@ def calibrate(graph: SpikingGraph, source: Source, *, fold: bool = True, progres
             if raster.steps != meter.steps:
                 raise RasterError(f"raster: {raster.steps} steps after batches of {meter.steps}; pad to equal length")
             if raster.is_spikes != meter.input_is_spikes:
-                raise RasterError("raster: spikes and analog batches are mixed; give one kind")
+                raise RasterError(
+                    "raster: spikes and analog batches are mixed; make counts spikes with data > 0, "
+                    "or give rasters of kind='analog'"
+                )
             with exact_float32():
                 meter.add(raster, fold=fold)
             advance(raster.batch)
@@ -91,13 +95,13 @@ def as_rasters(source: Source, dt: float) -> Iterator[SpikeRaster]:
         return
     if isinstance(source, torch.utils.data.DataLoader):
         for item in source:
-            data, labels = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+            data = item[0] if isinstance(item, (tuple, list)) and item else item  # labels are not needed
             if not isinstance(data, torch.Tensor) or data.ndim < 3:
                 raise RasterError(
                     f"data loader: an item is {type(data).__name__}; allowed are tensors (batch, time, *features), "
-                    "alone or with labels"
+                    "alone or first in a tuple"
                 )
-            yield SpikeRaster(data.transpose(0, 1), dt, labels)
+            yield SpikeRaster(data.transpose(0, 1), dt)
         return
     for raster in source:
         if not isinstance(raster, SpikeRaster):

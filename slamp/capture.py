@@ -16,8 +16,8 @@ from slamp.dynamics import exact_float32
 from slamp.errors import CaptureError, GraphError, RasterError, UnsupportedModuleError
 from slamp.graph import SpikingGraph
 from slamp.nodes import NEURON, WEIGHTED, Input, Node, Output, Shape
-from slamp.raster import SpikeRaster
-from slamp.read_modules import READERS, read_module
+from slamp.raster import SpikeRaster, seconds
+from slamp.read_modules import READERS, check_options, read_module
 from slamp.shapes import output_shape
 from slamp.simulate import stream
 
@@ -58,7 +58,7 @@ def capture(net: torch.nn.Module, raster: SpikeRaster) -> SpikingGraph:
 
 
 def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
-    """Say for every module whether it can be captured, without stopping at the first that cannot.
+    """Say for every module, then for the network as a whole, whether it can be captured; find every problem.
 
     Args:
         net: The network.
@@ -73,11 +73,13 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
     dt: float | None = None
     for path, module in _leaves(net, ""):
         kind = type(module).__name__
-        if shape is None and type(module) in READERS:
-            reports.append(ModuleReport(path, kind, "?", None))
-            continue
         try:
             _check_container(path, module)
+            if shape is None and type(module) in READERS:
+                check_options(module, where=path, dt=dt)
+                reports.append(ModuleReport(path, kind, "?", None))
+                dt = getattr(module, "dt", dt)
+                continue
             node = read_module(module, shape or (), where=path, dt=dt)
             shape = shape if node is None else output_shape(path, node, shape or ())
         except (UnsupportedModuleError, GraphError) as error:
@@ -86,6 +88,11 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
             continue
         dt = getattr(module, "dt", dt)
         reports.append(ModuleReport(path, kind, "-" if node is None else type(node).__name__, shape))
+    if not any(report.problem for report in reports):
+        try:
+            read_graph(net, features, 1.0 if dt is None else float(dt))
+        except (UnsupportedModuleError, CaptureError, GraphError) as error:
+            reports.append(ModuleReport("(net)", type(net).__name__, "", None, str(error)))
     return reports
 
 
@@ -109,9 +116,14 @@ def read_graph(
             if any(module is other for _, other in modules.values()):
                 kind = type(module).__name__
                 raise UnsupportedModuleError(f"{path}: {kind} is used twice; give each use its own module")
+            for other_path, other in modules.values():
+                if getattr(other, "weight", None) is module.weight:
+                    raise UnsupportedModuleError(
+                        f"{path}: shares its weight with {other_path}; give each a weight of its own"
+                    )
             parameters[node_name(path)] = f"{path}.weight"
         if isinstance(node, NEURON):
-            neuron_dt = float(module.dt)  # type: ignore[arg-type]  # a plain float attribute of norse's cells
+            neuron_dt = seconds(module.dt)
         shape = output_shape(path, node, shape)
         if node_name(path) in nodes:
             raise UnsupportedModuleError(f"{path}: another module is named {node_name(path)!r} too; rename one of them")
@@ -121,7 +133,7 @@ def read_graph(
         raise UnsupportedModuleError("(net): holds no neurons; allowed are networks with at least one neuron layer")
     if neuron_dt != dt:
         raise RasterError(
-            f"raster: dt is {dt:g} s, the network's neurons have {neuron_dt:g} s; give the raster the network's dt"
+            f"raster: dt is {dt!r} s, the network's neurons have {neuron_dt!r} s; give the raster the network's dt"
         )
     nodes["output"] = Output(shape)
     names = list(nodes)
@@ -245,6 +257,11 @@ def _check_cells(
     if not bool(differing.any()):
         return
     sample, *neuron = (int(index) for index in differing.nonzero()[0])
+    if not bool(torch.isfinite(found).all()):
+        raise CaptureError(
+            f"{name}: step {t}, sample {sample}, neuron {neuron}: the module gives "
+            f"{found[(sample, *neuron)].item():g}; its numbers overflow float32, so scale its weights or input down"
+        )
     membrane = "" if v is None else f", membrane {v[(sample, *neuron)].item():.9g}"
     raise CaptureError(
         f"{name}: step {t}, sample {sample}, neuron {neuron}: the module gives {found[(sample, *neuron)].item():.9g}, "

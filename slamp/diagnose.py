@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,8 +47,9 @@ def probable_cause(
     Args:
         graph: The network.
         layer: The first spiking layer that differs.
-        inputs: One sample, (time, 1, *features).
-        spikes: The graph's spikes by layer, bool (time, 1, *neurons), of ``layer`` and every spiking layer upstream.
+        inputs: The samples to look at, (time, samples, *features).
+        spikes: The graph's spikes by layer, bool (time, samples, *neurons), of ``layer`` and every spiking layer
+            upstream.
         replayed: Spikes of ``layer`` in the replay, bool, shape as in ``spikes`` or fewer steps.
 
     Raises:
@@ -70,7 +72,9 @@ def probable_cause(
         causes.insert(0, "silent: the layer never spikes in the replay")
     if causes:
         return ", or ".join(causes)
-    return _threshold_interval(node, drives[True], expected, replayed)
+    return _one_neuron_or_channel((expected != replayed).any(1).any(0)) or _threshold_interval(
+        node, drives[True], expected, replayed
+    )
 
 
 def parameter_differences(graph: SpikingGraph, other: SpikingGraph) -> list[str]:
@@ -101,18 +105,27 @@ def parameter_differences(graph: SpikingGraph, other: SpikingGraph) -> list[str]
     return found
 
 
+@runtime_checkable
+class ComparingExporter(Protocol):
+    """An exporter that can say, in its target's own terms, what its files state otherwise than a graph."""
+
+    def file_differences(self, artifact: Artifact, graph: SpikingGraph) -> list[str]:
+        """Return one line per field that differs; raises `slamp.errors.ArtifactError` if a file cannot be read."""
+
+
 def find_parameter_difference(artifact: Artifact, graph: SpikingGraph, exporter: Exporter) -> str:
     """Return the first parameter that differs between the artifact's file and the graph, or an empty text.
 
     Empty as well if the exporter cannot read its files or the file cannot be read: a cause is a help, not a proof.
     """
-    if not isinstance(exporter, ReadingExporter):
-        return ""
     try:
-        other = exporter.read(artifact.file("network"))
+        if isinstance(exporter, ComparingExporter):
+            return next(iter(exporter.file_differences(artifact, graph)), "")
+        if isinstance(exporter, ReadingExporter):
+            return next(iter(parameter_differences(graph, exporter.read(artifact.file("network")))), "")
     except ArtifactError:
-        return ""
-    return next(iter(parameter_differences(graph, other)), "")
+        pass
+    return ""
 
 
 def _node_differences(node: Node, other: Node) -> Iterator[str]:
@@ -206,19 +219,11 @@ def _without_bias(node: Node) -> Node:
 
 
 def _threshold_interval(node: Spiking, drive: torch.Tensor, expected: torch.Tensor, replayed: torch.Tensor) -> str:
-    """Explain the replay by another threshold, or else say how far the differences reach within the layer.
+    """Explain the replay by another threshold, or return an empty text.
 
     With resets by value the membrane follows from the replayed spikes alone, whatever the threshold: it must lie above
     the true threshold wherever a spike came, and not above it elsewhere.
     """
-    differing = (expected != replayed).flatten(2).any(1).any(0)
-    if int(differing.sum()) < 2:
-        neuron = tuple(
-            int(axis) for axis in np.unravel_index(int(differing.to(torch.uint8).argmax()), replayed.shape[2:])
-        )
-        return (
-            f"weight, bias or threshold of neuron {neuron[0] if len(neuron) == 1 else neuron}: only this neuron differs"
-        )
     if node.reset != "value" or not bool((node.v_threshold == node.v_threshold.flat[0]).all()):
         return ""
     _, v = run_convention(Convention(node), drive, replayed)
@@ -229,3 +234,16 @@ def _threshold_interval(node: Spiking, drive: torch.Tensor, expected: torch.Tens
     if not low < high or low <= threshold < high:
         return ""
     return f"threshold: the spikes fit one from {low:.6g} to {high:.6g} instead of {threshold:.6g}"
+
+
+def _one_neuron_or_channel(differing: torch.Tensor) -> str:
+    """Name the one neuron, or the one output channel of a convolution, that differing cells lie in; else nothing."""
+    cells = differing.nonzero()
+    if len(cells) == 1:
+        neuron = tuple(int(axis) for axis in cells[0])
+        where = f"neuron {neuron[0] if len(neuron) == 1 else neuron}"
+        return f"a parameter of {where} (weight, bias, threshold, decay, leak or reset): only this neuron differs"
+    if differing.ndim > 1 and len(cells) and bool((cells[:, 0] == cells[0, 0]).all()):
+        channel = int(cells[0, 0])
+        return f"a parameter of channel {channel} (weight, bias, threshold, decay, leak or reset): only it differs"
+    return ""

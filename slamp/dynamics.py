@@ -47,7 +47,12 @@ def exact_float32() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            np.errstate(over="ignore", invalid="ignore"),  # overflow is found by comparing, as in torch
+        ):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = matmul

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from slamp.errors import ExporterNotFoundError, MissingDependencyError
+from slamp.errors import ExporterNotFoundError, MissingDependencyError, RunFileError
 from slamp.graph import SpikingGraph
 from slamp.manifest import Artifact, update_manifest
 from slamp.raster import SpikeRaster
@@ -100,6 +101,7 @@ def export(
 
     Raises:
         ExporterNotFoundError, MissingDependencyError: The exporter is not there.
+        RunFileError: An option is unknown or has a value that is not allowed.
         UnsupportedNodeError: The target cannot say a node; nothing is written.
         OutputDirectoryError: The directory holds files that are not ours.
     """
@@ -107,7 +109,8 @@ def export(
     try:
         writer = exporter(**options)
     except TypeError as error:
-        raise ExporterNotFoundError(f"exporter {to}: {error}; see its fields for the options it has") from error
+        allowed = ", ".join(field.name for field in fields(exporter)) if is_dataclass(exporter) else "none"
+        raise RunFileError(f"exporter {to}: {error}; its options are {allowed}") from error
     artifact = writer.write(graph, Path(directory))
     if provenance:
         update_manifest(artifact.directory, provenance)

@@ -26,8 +26,8 @@ def judge_sample(
     """Judge a sample that differs.
 
     It is a tie if its first differing cell lies within rounding of the threshold and, from there on, every cell of the
-    replay is what the graph computes, within rounding, from the replay's own earlier spikes. (That second half is
-    checked if the replay shows every layer.) Otherwise it is different.
+    replay is what the graph computes, within rounding, from the replay's own earlier spikes. (Layers the replay does
+    not show are taken to spike as in the graph.) Otherwise it is different.
 
     Args:
         graph: The network.
@@ -51,9 +51,7 @@ def judge_sample(
     if not _within(measured):
         return "different", measured
     measured = replace(measured, cause="tie: float rounding decides, the membrane lies at the threshold")
-    if comparison.unobserved:
-        return "tie", measured
-    late = _unexplained(graph, inside, replayed, comparison, sample)
+    late = _unexplained(graph, inside, reference, replayed, comparison, sample)
     return ("tie", measured) if late is None else ("different", late)
 
 
@@ -99,23 +97,34 @@ def _within(difference: Difference) -> bool:
 
 
 def _unexplained(
-    graph: SpikingGraph, inputs: SpikeRaster, replayed: Recording, comparison: Comparison, sample: int
+    graph: SpikingGraph,
+    inputs: SpikeRaster,
+    reference: Recording,
+    replayed: Recording,
+    comparison: Comparison,
+    sample: int,
 ) -> Difference | None:
     """Return the first cell of the replay that its own earlier spikes do not explain within rounding."""
     steps, latency = comparison.steps, comparison.latency_steps
     inputs = SpikeRaster(inputs.data[:steps], inputs.dt, kind=inputs.kind)
-    spikes = {name: shifted(part, latency, steps) for name, part in spikes_of(replayed, sample).items()}
-    for name, node in graph.spiking.items():
+    shown = {name: shifted(part, latency, steps) for name, part in spikes_of(replayed, sample).items()}
+    output = shifted(replayed.output.data, latency, steps)[:, sample : sample + 1].cpu()
+    last = output_neuron(graph)
+    if last is not None and last not in shown and replayed.output.is_spikes:
+        shown[last] = output.reshape(steps, 1, *graph.shapes[last])
+    spikes = {name: part[:steps] for name, part in spikes_of(reference, sample).items()} | shown
+    hidden = f" ({', '.join(comparison.unobserved)} taken as in the graph)" if comparison.unobserved else ""
+    for name in [name for name in graph.spiking if name in shown]:
         bounded = membrane_bound(graph, name, inputs, spikes)
-        margin = bounded.value - torch.from_numpy(np.array(node.v_threshold, dtype=np.float64))
+        margin = bounded.value - torch.from_numpy(np.array(graph.spiking[name].v_threshold, dtype=np.float64))
         wrong = (spikes[name] != (margin > 0)) & (margin.abs() > bounded.error)
         if bool(wrong.any()):
             step, _, *neuron = (int(index) for index in wrong.nonzero()[0])
             found = bool(spikes[name][(step, 0, *neuron)])
             cell = Difference(name, step, sample, tuple(neuron), not found, found)
-            cause = "after a tie earlier in this sample, the replay's own spikes do not explain this cell"
+            cause = f"after a tie earlier in this sample, the replay's own spikes do not explain this cell{hidden}"
             return replace(_measured(graph, inputs, spikes, cell), cause=cause)
-    return _unexplained_output(graph, inputs, spikes, shifted(replayed.output.data, latency, steps), sample)
+    return _unexplained_output(graph, inputs, spikes, output, sample)
 
 
 def _unexplained_output(
@@ -126,7 +135,7 @@ def _unexplained_output(
     sample: int,
 ) -> Difference | None:
     bounded = output_bound(graph, inputs, spikes)
-    found = output[:, sample : sample + 1].cpu().double()
+    found = output.double()
     wrong = ~((found - bounded.value).abs() <= bounded.error)
     if not bool(wrong.any()):
         return None

@@ -20,6 +20,7 @@ from slamp.graph import SpikingGraph, load_graph
 
 FORMAT = "slamp-artifact-1"
 MANIFEST = "manifest.json"
+MAX_LATENCY_STEPS = 1_000_000
 GRAPH = "graph.npz"
 PACKAGES = ("slamp", "torch", "norse", "nir", "numpy", "h5py")
 
@@ -102,6 +103,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             raise ArtifactError(f"{path}: {key!r} is missing or not {kind.__name__}; export again")
     if manifest["format"] != FORMAT:
         raise ArtifactError(f"{path}: format is {manifest['format']!r}, allowed is {FORMAT!r}; use a matching slamp")
+    if not 0 <= manifest["latency_steps"] <= MAX_LATENCY_STEPS:
+        found = manifest["latency_steps"]
+        raise ArtifactError(f"{path}: latency_steps is {found}, allowed are 0 to {MAX_LATENCY_STEPS}; export again")
     for name, entry in manifest["files"].items():
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
             raise ArtifactError(f"{path}: the entry of file {name!r} has no sha256; export again")
@@ -110,6 +114,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             raise ArtifactError(f"{path}: file name {name!r} is no string; export again")
         if Path(name).name != name or name in ("", ".."):
             raise ArtifactError(f"{path}: file name {name!r} leaves the artifact's directory; export again")
+    if unlisted := sorted(set(manifest["roles"].values()) - set(manifest["files"])):
+        raise ArtifactError(f"{path}: states no sha256 of {unlisted[0]!r}; export again")
     return manifest
 
 

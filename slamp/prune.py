@@ -19,12 +19,12 @@ from slamp.capture import read_graph
 from slamp.checkpoint import Checkpoint
 from slamp.errors import ArtifactError, BudgetError
 from slamp.graph import SpikingGraph
-from slamp.masks import Masks, load_pruned, make_masks, masked_copy, masked_parameters, save_pruned
+from slamp.masks import Masks, load_pruned, make_masks, masked_copy, save_pruned
 from slamp.raster import SpikeRaster
 from slamp.recover import recover
 from slamp.retrain import Train, retrain
 from slamp.score import Scores, resolve_method, score
-from slamp.taps import dense_connections
+from slamp.taps import connections, dense_connections, weighted_sum
 
 Schedule = Literal["one-shot", "iterative"]
 # A SOP budget counts as spent when measured use lies between this share of it and all of it.
@@ -34,6 +34,10 @@ AIM = 1.02
 MAX_ROUNDS = 4
 KEEP_PER_ROUND = 0.8
 TRIMS = 16
+# Trials of moving single weights, and how many of them are moved at once at most.
+STEPS = 96
+STEP_WEIGHTS = 64
+BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Round:
     """One pass of allocation, recovery and retraining; SOPs are means per sample."""
 
     sops_asked: float | None
-    sops_predicted: float
+    sops_predicted: float | None
     sops_measured: float
     density: float
 
@@ -56,6 +60,7 @@ class Pruned:
         plan: The last allocation.
         rounds: What every round asked for and reached.
         sops: SOPs per sample measured on the calibration sample by the reference, exactly.
+        shortfall: Why a binding SOP budget is spent to less than 98 percent; empty if it is spent.
     """
 
     net: torch.nn.Module
@@ -63,6 +68,7 @@ class Pruned:
     plan: Plan
     rounds: tuple[Round, ...]
     sops: float
+    shortfall: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +95,18 @@ class Pruning:
     directory: Path | None = None
     progress: bool = False
 
+    def __post_init__(self) -> None:
+        if self.schedule not in ("one-shot", "iterative"):
+            raise BudgetError(f"schedule: {self.schedule!r}; allowed are 'one-shot' and 'iterative'")
+
 
 def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned:
     """Prune ``net`` to a budget: scores from the dense network, rates restored, retrained, measured, trimmed.
 
-    A SOP budget is met in measured use: after each round the allocation is corrected by what was measured, and a last
-    trim by bisection leaves the measured SOPs within [0.98 B, B] wherever the SOP budget is the one that binds.
+    A SOP budget is met in measured use: after each round the allocation is corrected by what was measured, a last trim
+    by bisection removes what is too much, and single weights are given back until the measured SOPs lie within
+    [0.98 B, B], wherever the SOP budget is the one that binds. Where single weights are too coarse for that,
+    ``shortfall`` says so.
 
     Args:
         net: The dense network; it is not changed.
@@ -106,7 +118,7 @@ def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned
         SilentNetworkError: A layer of the dense network never fires.
     """
     graph, _ = read_graph(net, raster.features, raster.dt)
-    dense = calibrate(graph, raster, progress=pruning.progress)
+    dense = calibrate(graph, raster.batches(BATCH), progress=pruning.progress)
     pruning = replace(pruning, method=resolve_method(pruning.method, pruning.budget))
     scores = _score(graph, dense, raster, pruning)
     if pruning.schedule == "iterative":
@@ -115,19 +127,28 @@ def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned
         pruned, plan, rounds = _one_shot(net, raster, pruning, scores, dense, [], 1.0)
     limit = pruning.budget.sops
     sops = measured_sops(pruned, raster)
-    if limit is not None and sops > limit:
-        pruned, plan = _trim(pruned, raster, pruning, sops)
+    shortfall = ""
+    if limit is not None:
+        if sops > limit:
+            pruned, plan = _trim(pruned, raster, pruning, sops)
+        elif sops < SPENT * limit and "sops" in plan.binding:
+            pruned = _stepped(pruned, net, scores, raster, pruning)
         sops = measured_sops(pruned, raster)
-    masks = _masks_of(pruned, raster)
-    if limit is not None and sops > limit:
-        raise BudgetError(f"budget: sops {limit:g} is exceeded by {sops:g} measured after trimming; this is a defect")
-    return Pruned(pruned, masks, plan, tuple(rounds), sops)
+        if sops > limit:
+            raise BudgetError(
+                f"budget: sops {limit:g} is exceeded by {sops:g} measured after trimming; this is a defect"
+            )
+        if sops < SPENT * limit and "sops" in plan.binding:
+            shortfall = (
+                f"{sops / limit:.1%} of the SOP budget is spent: of the weights tried, every one more exceeds a budget"
+            )
+    return Pruned(pruned, _masks_of(pruned, raster), plan, tuple(rounds), sops, shortfall)
 
 
 def measured_sops(net: torch.nn.Module, raster: SpikeRaster) -> float:
     """SOPs per sample of a network, counted exactly on the reference's spikes."""
     graph, _ = read_graph(net, raster.features, raster.dt)
-    return calibrate(graph, raster, fold=False).sops
+    return calibrate(graph, raster.batches(BATCH), fold=False).sops
 
 
 def _one_shot(
@@ -164,9 +185,12 @@ def _one_shot(
         if limit is None or _settled(rounds[before:], plan, limit):
             break
         predicted, measured = rounds[-1].sops_predicted, max(rounds[-1].sops_measured, 1.0)
+        assert predicted is not None
         if measured >= limit:
             over = (current, plan)
-        asked = min(predicted * AIM * limit / measured, scores.activity.sops if scores.activity else math.inf)
+        # Where weights are few, a correction may change nothing; each further one asks for more.
+        aim = AIM ** (len(rounds) - before)
+        asked = min(predicted * aim * limit / measured, scores.activity.sops if scores.activity else math.inf)
     if limit is not None and over is not None and rounds[-1].sops_measured < SPENT * limit:
         current, plan = over
     return current, plan, rounds
@@ -196,7 +220,7 @@ def _iterative(
         current = _recover_and_retrain(current, make_masks(scores, plan), raster, pruning, dense, index, effort)
         rounds.append(_round(current, raster, plan, None))
         graph, _ = read_graph(current, raster.features, raster.dt)
-        scores = _score(graph, calibrate(graph, raster), raster, pruning)
+        scores = _score(graph, calibrate(graph, raster.batches(BATCH)), raster, pruning)
     return _one_shot(current, raster, pruning, scores, dense, rounds, effort)
 
 
@@ -273,28 +297,30 @@ def _recover_and_retrain(
     return result
 
 
-def _merged(dense: torch.nn.Module, current: torch.nn.Module, masks: Masks) -> torch.nn.Module:
-    """Return ``current`` in which weights that come back under ``masks`` have their dense value."""
+def _merged(donor: torch.nn.Module, current: torch.nn.Module, masks: Masks) -> torch.nn.Module:
+    """Return ``current`` in which weights that come back under ``masks`` have the donor's value."""
     merged = masked_copy(current, masks)
-    originals = dict(dense.named_parameters())
     with torch.no_grad():
-        for name, parameter in merged.named_parameters():
-            for other, keep in masked_parameters(merged, masks):
-                if other is parameter:
-                    back = keep & (parameter == 0)
-                    parameter[back] = originals[name][back]
+        for name, where in masks.parameters.items():
+            parameter = merged.get_parameter(where)
+            back = torch.tensor(masks[name], device=parameter.device) & (parameter == 0)
+            parameter[back] = donor.get_parameter(where)[back]
     return merged
 
 
 def _trim(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, measured: float) -> tuple[torch.nn.Module, Plan]:
-    """Remove the least important weights until measured SOPs lie within [0.98 B, B], or as near below as they come."""
+    """Remove the least important weights until measured SOPs lie within [0.98 B, B], or as near below as they come.
+
+    The bisection sees only what thresholds can give; where that jumps over the window, single weights decide.
+    """
     limit = pruning.budget.sops
     assert limit is not None
     graph, _ = read_graph(net, raster.features, raster.dt)
-    scores = _score(graph, calibrate(graph, raster), raster, pruning)
+    scores = _score(graph, calibrate(graph, raster.batches(BATCH)), raster, pruning)
     low, high = 0.0, measured
     asked = limit * (SPENT + 1) / 2
-    best: tuple[float, torch.nn.Module, Plan] | None = None
+    below: tuple[float, torch.nn.Module, Plan] | None = None
+    above: tuple[float, torch.nn.Module] = (measured, net)
     found = measured
     for _ in range(TRIMS):
         try:
@@ -304,15 +330,102 @@ def _trim(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, measured:
             continue
         trimmed = masked_copy(net, make_masks(scores, plan))
         found = measured_sops(trimmed, raster)
-        if found <= limit and (best is None or found > best[0]):
-            best = (found, trimmed, plan)
+        if found <= limit and (below is None or found > below[0]):
+            below = (found, trimmed, plan)
+        if limit < found < above[0]:
+            above = (found, trimmed)
         if SPENT * limit <= found <= limit:
-            break
+            return trimmed, plan
         low, high = (asked, high) if found <= limit else (low, asked)
         asked = (low + high) / 2
-    if best is None:
-        raise BudgetError(f"budget: sops {limit:g} cannot be reached by trimming; the last trial used {found:g}")
-    return best[1], best[2]
+    if below is None:
+        raise BudgetError(
+            f"budget: sops {limit:g} cannot be reached by trimming; the last trial used {found:g}; "
+            "ask for at least that"
+        )
+    stepped = _stepped(above[1], net, scores, raster, pruning)
+    if measured_sops(stepped, raster) > limit:
+        stepped = _stepped(below[1], net, scores, raster, pruning)
+    return stepped, below[2]
+
+
+def _stepped(
+    net: torch.nn.Module, donor: torch.nn.Module, scores: Scores, raster: SpikeRaster, pruning: Pruning
+) -> torch.nn.Module:
+    """Move single weights until measured SOPs lie within [0.98 B, B]; stay on the side of ``net`` until then.
+
+    Below, the most important weights it lacks come back with the donor's values; above, the least important ones go. A
+    few at a time, fewer where that leaves the window on the other side or exceeds another budget. A single weight that
+    does is passed over and its layer put last: early layers change the spikes of all that follow. At most a tenth of
+    the weights move: where removing them does not bring SOPs down, more of it would only do harm.
+    """
+    limit = pruning.budget.sops
+    assert limit is not None
+    least = SPENT * limit
+    masks, used, size = _masks_of(net, raster), measured_sops(net, raster), 1
+    adding = used < least
+    waiting = _by_worth(scores, masks, adding=adding)
+    allowance = max(STEP_WEIGHTS, sum(int(np.count_nonzero(mask)) for _, mask in masks.items()) // 10)
+    for _ in range(STEPS):
+        chosen = waiting[: min(size, allowance)]
+        if least <= used <= limit or not chosen:
+            break
+        arrays = {name: np.array(mask) for name, mask in masks.items()}
+        for name, index in chosen:
+            arrays[name].reshape(-1)[index] = adding
+        moved = Masks(arrays, masks.parameters)
+        trial = _merged(donor, net, moved)
+        found = measured_sops(trial, raster) if _others_hold(scores.graph, moved, pruning.budget) else math.inf
+        if found <= limit if adding else found >= least:
+            net, masks, used = trial, moved, found
+            waiting = waiting[len(chosen) :]
+            allowance -= len(chosen)
+            size = min(2 * size, STEP_WEIGHTS)
+        elif size > 1:
+            size //= 2
+        else:
+            waiting = sorted(waiting[1:], key=lambda entry: entry[0] == chosen[0][0])
+    return net
+
+
+def _by_worth(scores: Scores, masks: Masks, *, adding: bool) -> list[tuple[str, int]]:
+    """Return (layer, flat index) of live weights by score per predicted SOP: the best lacking, or the least kept.
+
+    The best weight of a layer never goes.
+    """
+    worth, names, indices = [], [], []
+    for name in scores.layers:
+        found = scores[name].reshape(-1)
+        kept = masks[name].reshape(-1)
+        movable = ~kept & (found > 0) if adding else kept & (found < found[kept].max())
+        index = np.flatnonzero(movable)
+        cost = 1.0
+        if scores.activity is not None and not scores.cost_blind:
+            cost = float(scores.activity.layers[name].tap_events.mean()) or 1.0
+        worth.append(found[index] / cost)
+        names += [name] * len(index)
+        indices.append(index)
+    values = np.concatenate(worth)
+    flat = np.concatenate(indices)
+    order = np.argsort(-values if adding else values, kind="stable")
+    return [(names[position], int(flat[position])) for position in order]
+
+
+def _others_hold(graph: SpikingGraph, masks: Masks, budget: Budget) -> bool:
+    """Whether the masks keep to every budget but SOPs."""
+    total = sum(array.size for _, array in masks.items())
+    count = sum(int(np.count_nonzero(array)) for _, array in masks.items())
+    if budget.density is not None and count / total > budget.density:
+        return False
+    if budget.sparsity is not None and (total - count) / total < budget.sparsity:
+        return False
+    if budget.synapses is None:
+        return True
+    used = sum(
+        weighted_sum(node, masks[name], connections(node, graph.shapes[graph.sources(name)[0]]))
+        for name, node in graph.weighted.items()
+    )
+    return used <= budget.synapses
 
 
 def _score(graph: SpikingGraph, activity: Activity, raster: SpikeRaster, pruning: Pruning) -> Scores:
@@ -322,7 +435,7 @@ def _score(graph: SpikingGraph, activity: Activity, raster: SpikeRaster, pruning
 
 def _round(net: torch.nn.Module, raster: SpikeRaster, plan: Plan, asked: float | None) -> Round:
     measured = measured_sops(net, raster)
-    predicted = plan.usage["sops"][0] if "sops" in plan.usage else measured
+    predicted = plan.usage["sops"][0] if "sops" in plan.usage else None
     return Round(asked, predicted, measured, plan.density)
 
 

@@ -45,10 +45,10 @@ class SpikeRaster:
             )
         if data.numel() == 0:
             raise RasterError(f"raster: shape {tuple(data.shape)} holds no cells; give at least one step and sample")
-        if not (isinstance(self.dt, (int, float)) and np.isfinite(self.dt) and self.dt > 0):
+        if not (isinstance(self.dt, (int, float, np.floating)) and np.isfinite(self.dt) and self.dt > 0):
             raise RasterError(f"raster: dt is {self.dt!r}; allowed is a positive number of seconds, such as 1e-3")
         object.__setattr__(self, "data", _typed(data, self.kind))
-        object.__setattr__(self, "dt", float(self.dt))
+        object.__setattr__(self, "dt", seconds(self.dt))
         object.__setattr__(self, "kind", "spikes" if self.is_spikes else "analog")
         if self.labels is not None:
             object.__setattr__(self, "labels", _checked_labels(self.labels, data.shape[1]))
@@ -99,6 +99,12 @@ class SpikeRaster:
         return array
 
 
+def seconds(value: Any) -> float:
+    """Return a time step as a Python float; a float32 one as the decimal that was meant (0.001, not 0.00100000005)."""
+    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    return float(str(array.reshape(())[()])) if array.dtype == np.float32 else float(array)
+
+
 def load_samples(path: str | Path) -> SpikeRaster:
     """Read a samples file.
 
@@ -128,7 +134,7 @@ def load_samples(path: str | Path) -> SpikeRaster:
         raise RasterError(f"{path}: dt has shape {dt.shape} and dtype {dt.dtype}; allowed is one number of seconds")
     kind: Kind = "spikes" if name == "spikes" else "analog"
     try:
-        return SpikeRaster(arrays[name], float(dt.reshape(())), arrays.get("labels"), kind=kind)  # type: ignore[arg-type]  # arrays are converted in __post_init__
+        return SpikeRaster(arrays[name], seconds(dt.reshape(())), arrays.get("labels"), kind=kind)  # type: ignore[arg-type]  # arrays are converted in __post_init__
     except RasterError as error:
         raise RasterError(f"{path}: {error}") from error
 
@@ -177,8 +183,8 @@ def _typed(data: torch.Tensor, kind: Kind) -> torch.Tensor:
         )
     if data.dtype != torch.float32 and not binary:
         raise RasterError(
-            f"raster: dtype {data.dtype} with values other than 0 and 1; "
-            "allowed are bool spikes and float32 analog values"
+            f"raster: dtype {data.dtype} with values other than 0 and 1; allowed are bool spikes and float32 analog "
+            "values; make event counts spikes with data > 0"
         )
     return data.to(torch.bool) if binary and kind != "analog" else data.to(torch.float32)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from norse.torch import IAFCell, LIBoxCell, LICell, LIFBoxCell, LIFCell
 from norse.torch.functional.reset import reset_subtract, reset_value
+from torch.nn.utils.prune import BasePruningMethod
 
 from slamp.errors import UnsupportedModuleError
 from slamp.nodes import (
@@ -26,7 +27,6 @@ from slamp.nodes import (
     Flatten,
     Linear,
     Node,
-    Reset,
     Scale,
     Shape,
     SumPool2d,
@@ -70,8 +70,43 @@ def read_module(module: torch.nn.Module, shape: Shape, *, where: str, dt: float 
     reader = READERS.get(type(module))
     if reader is None:
         raise unsupported(module, where)
+    check_options(module, where=where, dt=dt)
+    return reader(module, Site(where, shape))
+
+
+def check_options(module: torch.nn.Module, *, where: str, dt: float | None) -> None:
+    """Raise `UnsupportedModuleError` for what is wrong with a module whatever the shape of its input.
+
+    Args:
+        module: A module of a type that is captured.
+        where: Path of the module in the network, for messages.
+        dt: Time step of the neurons read so far, or None.
+    """
     _check_plain_weights(module, where)
-    return reader(module, Site(where, shape, dt))
+    site = Site(where, ())
+    match module:
+        case torch.nn.Conv1d() | torch.nn.Conv2d():
+            if module.padding_mode != "zeros":
+                raise site.refuse(f"padding_mode is {module.padding_mode!r}, allowed is 'zeros'", "pad with zeros")
+        case torch.nn.AvgPool2d():
+            uncounted = _pair(module.padding) != (0, 0) and not module.count_include_pad
+            if module.ceil_mode or module.divisor_override is not None or uncounted:
+                raise site.refuse(
+                    "AvgPool2d with ceil_mode, divisor_override or count_include_pad=False under padding "
+                    "is not captured",
+                    "use the defaults",
+                )
+        case torch.nn.LPPool2d():
+            if float(module.norm_type) != 1.0 or module.ceil_mode:
+                raise site.refuse(
+                    f"LPPool2d with norm_type {module.norm_type}, ceil_mode {module.ceil_mode}",
+                    "allowed is norm_type 1 (sum pooling) without ceil_mode",
+                )
+        case torch.nn.BatchNorm1d() | torch.nn.BatchNorm2d():
+            if module.running_mean is None or module.running_var is None:
+                raise site.refuse("batch normalization without running statistics", "use track_running_stats=True")
+        case IAFCell() | LIFBoxCell() | LIFCell() | LIBoxCell() | LICell():
+            _check_neuron(module, site, dt)
 
 
 def unsupported(module: torch.nn.Module, where: str) -> UnsupportedModuleError:
@@ -86,11 +121,10 @@ def unsupported(module: torch.nn.Module, where: str) -> UnsupportedModuleError:
 
 @dataclass(frozen=True)
 class Site:
-    """Where a module stands: its path, the shape of its input, and the dt of the neurons before it."""
+    """Where a module stands: its path, and the shape of its input."""
 
     path: str
     shape: Shape
-    dt: float | None
 
     def refuse(self, found: str, advice: str) -> UnsupportedModuleError:
         """Return an error about the module here."""
@@ -98,13 +132,17 @@ class Site:
 
 
 def _check_plain_weights(module: torch.nn.Module, where: str) -> None:
-    if any(name.endswith("_orig") for name, _ in module.named_parameters(recurse=False)):
-        raise UnsupportedModuleError(
-            f"{where}: the weight is reparametrized by torch.nn.utils.prune; call torch.nn.utils.prune.remove first"
-        )
     if torch.nn.utils.parametrize.is_parametrized(module):
         raise UnsupportedModuleError(
             f"{where}: the weight is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    if isinstance(module, (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d)) and "weight" not in module._parameters:
+        makers = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
+        pruned = any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values())
+        advice = "prune.remove" if pruned else "remove_weight_norm or remove_spectral_norm"
+        raise UnsupportedModuleError(
+            f"{where}: the weight is no parameter but made before each call by {', '.join(makers) or 'other code'}; "
+            f"call torch.nn.utils.{advice} first"
         )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
@@ -123,8 +161,6 @@ def _linear(module: torch.nn.Linear, site: Site) -> Node:
 
 
 def _conv(module: torch.nn.Conv1d | torch.nn.Conv2d, site: Site) -> Node:
-    if module.padding_mode != "zeros":
-        raise site.refuse(f"padding_mode is {module.padding_mode!r}, allowed is 'zeros'", "pad with zeros")
     axes = len(module.kernel_size)
     padding: Any = tuple(module.padding) if not isinstance(module.padding, str) else module.padding
     if padding == "valid":
@@ -145,21 +181,10 @@ def _conv(module: torch.nn.Conv1d | torch.nn.Conv2d, site: Site) -> Node:
 
 
 def _avg_pool(module: torch.nn.AvgPool2d, site: Site) -> Node:
-    padding = _pair(module.padding)
-    if module.ceil_mode or module.divisor_override is not None or (padding != (0, 0) and not module.count_include_pad):
-        raise site.refuse(
-            "AvgPool2d with ceil_mode, divisor_override or count_include_pad=False under padding is not captured",
-            "use the defaults",
-        )
-    return AvgPool2d(_pair(module.kernel_size), _pair(module.stride), padding)
+    return AvgPool2d(_pair(module.kernel_size), _pair(module.stride), _pair(module.padding))
 
 
 def _sum_pool(module: torch.nn.LPPool2d, site: Site) -> Node:
-    if float(module.norm_type) != 1.0 or module.ceil_mode:
-        raise site.refuse(
-            f"LPPool2d with norm_type {module.norm_type}, ceil_mode {module.ceil_mode}",
-            "allowed is norm_type 1 (sum pooling) without ceil_mode",
-        )
     kernel = _pair(module.kernel_size)
     return SumPool2d(kernel, kernel if module.stride is None else _pair(module.stride))
 
@@ -179,8 +204,8 @@ def _flatten(module: torch.nn.Flatten, site: Site) -> Node | None:
 
 
 def _batch_norm(module: torch.nn.BatchNorm1d | torch.nn.BatchNorm2d, site: Site) -> Node:
-    if module.running_mean is None or module.running_var is None:
-        raise site.refuse("batch normalization without running statistics", "use track_running_stats=True")
+    assert module.running_mean is not None
+    assert module.running_var is not None
     allowed = (3,) if isinstance(module, torch.nn.BatchNorm2d) else (1, 2)
     if len(site.shape) not in allowed:
         raise site.refuse(
@@ -201,29 +226,23 @@ def _batch_norm(module: torch.nn.BatchNorm1d | torch.nn.BatchNorm2d, site: Site)
 
 
 def _iaf(module: IAFCell, site: Site) -> Node:
-    p = module.p
-    _check_neuron(module, site)
-    shape, where = site.shape, site.path
+    p, shape, where = module.p, site.shape, site.path
     return IF(_number(p.v_th, shape, where), _number(p.v_reset, shape, where))
 
 
 def _lif_box(module: LIFBoxCell, site: Site) -> Node:
-    p = module.p
-    _check_neuron(module, site)
-    shape, where = site.shape, site.path
+    p, shape, where = module.p, site.shape, site.path
     return LIF(
         decay_mem=_number(_decay(module.dt, p.tau_mem_inv), shape, where),
         v_leak=_number(p.v_leak, shape, where),
         v_threshold=_number(p.v_th, shape, where),
         v_reset=_number(p.v_reset, shape, where),
-        reset=_reset(p.reset_method, site),
+        reset="value" if p.reset_method is reset_value else "subtract",
     )
 
 
 def _lif(module: LIFCell, site: Site) -> Node:
-    p = module.p
-    _check_neuron(module, site)
-    shape, where = site.shape, site.path
+    p, shape, where = module.p, site.shape, site.path
     return CubaLIF(
         decay_syn=_number(_decay(module.dt, p.tau_syn_inv), shape, where),
         decay_mem=_number(_decay(module.dt, p.tau_mem_inv), shape, where),
@@ -234,13 +253,11 @@ def _lif(module: LIFCell, site: Site) -> Node:
 
 
 def _li_box(module: LIBoxCell, site: Site) -> Node:
-    _check_neuron(module, site)
     decay = _number(_decay(module.dt, module.p.tau_mem_inv), site.shape, site.path)
     return LI(decay, _number(module.p.v_leak, site.shape, site.path))
 
 
 def _li(module: LICell, site: Site) -> Node:
-    _check_neuron(module, site)
     p, shape, where = module.p, site.shape, site.path
     return CubaLI(
         decay_syn=_number(_decay(module.dt, p.tau_syn_inv), shape, where),
@@ -249,16 +266,27 @@ def _li(module: LICell, site: Site) -> Node:
     )
 
 
-def _check_neuron(module: Any, site: Site) -> None:
+def _check_neuron(module: Any, site: Site, dt: float | None) -> None:
     method = getattr(module.p, "method", "heaviside")
     if method not in DETERMINISTIC_SPIKE_METHODS:
         raise site.refuse(
             f"spike method {method!r} is probabilistic or unknown",
             f"allowed are {', '.join(DETERMINISTIC_SPIKE_METHODS)}",
         )
-    if site.dt is not None and site.dt != module.dt:
+    if dt is not None and dt != module.dt:
         raise site.refuse(
-            f"dt is {module.dt:g} s, the neurons before it have {site.dt:g} s", "use one dt in the whole network"
+            f"dt is {float(module.dt)!r} s, the neurons before it have {float(dt)!r} s",
+            "use one dt in the whole network",
+        )
+    if isinstance(module, LIFBoxCell) and module.p.reset_method not in (reset_value, reset_subtract):
+        raise site.refuse(
+            f"reset_method {module.p.reset_method!r}", "allowed are norse's reset_value and reset_subtract"
+        )
+    start = {IAFCell: "v_reset", LIFBoxCell: "v_leak", LIBoxCell: "v_leak", LICell: "v_leak"}.get(type(module), "")
+    if start and not isinstance(getattr(module.p, start), torch.Tensor):
+        value = getattr(module.p, start)
+        raise site.refuse(
+            f"{start} is the plain number {value!r}, which norse cannot run", f"use torch.tensor({value!r})"
         )
     for name, value in zip(module.p._fields, module.p, strict=True):
         if isinstance(value, torch.Tensor) and value.ndim > 0 and value.dtype != torch.float32 and name != "alpha":
@@ -273,14 +301,6 @@ def _number(value: torch.Tensor | float, shape: Shape, where: str) -> np.ndarray
     array = torch.as_tensor(value).detach().to("cpu", torch.float32).numpy()
     trimmed = array.reshape(array.shape[1:]) if array.ndim == len(shape) + 1 and array.shape[0] == 1 else array
     return per_neuron(trimmed, shape, where=where)
-
-
-def _reset(method: Any, site: Site) -> Reset:
-    if method is reset_value:
-        return "value"
-    if method is reset_subtract:
-        return "subtract"
-    raise site.refuse(f"reset_method {method!r}", "allowed are norse's reset_value and reset_subtract")
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -2,13 +2,16 @@
 
 A pruned spiking network is silent, and a silent one does not learn. Layer by layer, on inputs from the layers already
 recovered, the gain g of the masked weights is found by bisection on log g so that the layer fires as often as in the
-dense network; g is then folded into the weights, so nothing is left to export.
+dense network; g is then folded into the weights, so nothing is left to export. A rate may also fall with the gain (more
+inhibition than excitation), so the bisection starts from the crossing nearest to 1, and the best gain tried is kept.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -17,7 +20,7 @@ from slamp.activity import Activity
 from slamp.calibrate import calibrate
 from slamp.capture import read_graph
 from slamp.dynamics import NeuronDynamics, exact_float32, stateless_function
-from slamp.errors import SilentNetworkError
+from slamp.errors import MaskError, SilentNetworkError
 from slamp.graph import SpikingGraph
 from slamp.masks import Masks, masked_copy
 from slamp.nodes import NEURON, SPIKING, WEIGHTED, Input, Neuron, Node, Output, Scale
@@ -26,8 +29,9 @@ from slamp.raster import SpikeRaster
 from slamp.read_modules import read_module
 
 Modules = dict[str, tuple[str, torch.nn.Module]]
-GAIN_RANGE = (0.5, 8.0)
-BISECTIONS = 16
+# Logarithms of the gains tried first, 0.5 to 8 in steps of sqrt(2), the nearest to 1 first.
+GRID = tuple(sorted((k * math.log(2) / 2 for k in range(-2, 7)), key=abs))
+BISECTIONS = 12
 # One layer's values over all steps of the samples used stay below this.
 STAGE_BYTES = 256 << 20
 
@@ -65,11 +69,18 @@ def recover(
 
     Raises:
         SilentNetworkError: A layer of ``net`` never fires, so there is no rate to restore.
-        MaskError: The masks do not fit the network.
+        MaskError: The masks or the targets do not fit the network, or ``per`` is unknown.
     """
+    if per not in ("layer", "neuron"):
+        raise MaskError(f"recover: per is {per!r}; allowed are 'layer' and 'neuron'")
     graph, modules = read_graph(net, raster.features, raster.dt)
     raster = raster.samples(0, _affordable(graph, raster))
     dense = targets or calibrate(graph, raster)
+    if missing := [name for name in graph.spiking if name not in dense.neurons]:
+        raise MaskError(
+            f"{missing[0]}: the targets hold no such neurons, only {list(dense.neurons)}; "
+            "measure them on this network before it was pruned"
+        )
     silent = [name for name in graph.spiking if not dense.neurons[name].spike_counts.any()]
     if silent:
         raise SilentNetworkError(
@@ -126,19 +137,45 @@ def _fit(
     channels = graph.nodes[stage.weighted].weight.shape[0]  # type: ignore[union-attr]  # a stage starts at a weight
     groups = channels if per == "neuron" else 1
     wanted = target.reshape(groups, -1).mean(1)
-    low = torch.full((groups,), math.log(GAIN_RANGE[0]), dtype=torch.float64, device=graph.device)
-    high = torch.full_like(low, math.log(GAIN_RANGE[1]))
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        gain = middle.exp().to(torch.float32)
+
+    def excess(logarithm: torch.Tensor) -> torch.Tensor:
+        """Rate above the wanted one, per group."""
+        gain = logarithm.exp().to(torch.float32)
         spread = gain.repeat_interleave(target.numel() // groups).reshape(target.shape)
         run = dynamics.advance(driven * spread + constant, dynamics.initial_state(batch))
-        rate = run.output.sum((0, 1)).to(torch.float64).reshape(groups, -1).mean(1) / (steps * batch)
-        low = torch.where(rate < wanted, middle, low)
-        high = torch.where(rate < wanted, high, middle)
-    gain = ((low + high) / 2).exp().to(torch.float32)
+        return run.output.sum((0, 1)).to(torch.float64).reshape(groups, -1).mean(1) / (steps * batch) - wanted
+
+    gain = _nearest_gain(excess, wanted).exp().to(torch.float32)
     gain = torch.where(wanted > 0, gain, torch.ones_like(gain))
     return gain if per == "neuron" else gain[0]
+
+
+def _nearest_gain(excess: Callable[[torch.Tensor], torch.Tensor], wanted: torch.Tensor) -> torch.Tensor:
+    """Return log g, (groups,), of the gain whose rate is nearest to the wanted one; of equals the nearest to 1."""
+    found = {value: excess(torch.full_like(wanted, value)) for value in GRID}
+    best, least = torch.zeros_like(wanted), torch.full_like(wanted, math.inf)
+    for value in GRID:
+        best, least = _better(best, least, torch.full_like(wanted, value), found[value])
+    too_low, too_high = best.clone(), best.clone()  # without a crossing there is nothing to bisect
+    for one, other in sorted(pairwise(sorted(GRID)), key=lambda pair: -abs(sum(pair))):
+        for below, above in ((one, other), (other, one)):
+            crosses = (found[below] < 0) & (found[above] >= 0)
+            too_low = torch.where(crosses, below, too_low)
+            too_high = torch.where(crosses, above, too_high)
+    for _ in range(BISECTIONS):
+        middle = (too_low + too_high) / 2
+        off = excess(middle)
+        best, least = _better(best, least, middle, off)
+        too_low = torch.where(off < 0, middle, too_low)
+        too_high = torch.where(off < 0, too_high, middle)
+    return best
+
+
+def _better(
+    best: torch.Tensor, least: torch.Tensor, tried: torch.Tensor, off: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    improves = off.abs() < least
+    return torch.where(improves, tried, best), torch.where(improves, off.abs(), least)
 
 
 def _stages(graph: SpikingGraph) -> list[_Stage]:

@@ -71,11 +71,10 @@ def retrain(
         raise TrainingError(f"retrain: effort is {effort!r}; allowed is a positive share of a full retraining")
     generator = np.random.default_rng(0) if generator is None else generator
     trained = copy.deepcopy(net)
-    parameters = {parameter: keep.to(parameter.dtype) for parameter, keep in masked_parameters(trained, masks)}
-    _zero_pruned(parameters)
+    _zero_pruned(masked_parameters(trained, masks))
     with (
         ticker("retraining", None, shown=progress, unit="steps") as advance,
-        _masks_held(parameters, advance),
+        _masks_held(trained, masks, advance),
         _seeded(generator, trained),
     ):
         returned = train(trained, effort=effort, generator=generator, checkpoint=checkpoint or Checkpoint())  # type: ignore[func-returns-value]  # users may return by mistake
@@ -86,26 +85,27 @@ def retrain(
 
 
 @contextmanager
-def _masks_held(parameters: dict[torch.nn.Parameter, torch.Tensor], advance: Callable[[int], None]) -> Iterator[None]:
-    """Hold masks through every optimizer step that touches one of the parameters."""
+def _masks_held(net: torch.nn.Module, masks: Masks, advance: Callable[[int], None]) -> Iterator[None]:
+    """Hold masks through every optimizer step that touches a masked parameter of ``net``, also one put in its place."""
+    pruned = {where: torch.tensor(~masks[name]) for name, where in masks.parameters.items() if name in masks.arrays}
 
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for parameter, keep in _own(optimizer, parameters):
+        for parameter, gone in _own(optimizer, net, pruned):
             if parameter.grad is not None:
-                parameter.grad.mul_(keep)
-            _zero_moments(optimizer, parameter, keep)
+                parameter.grad.masked_fill_(gone, 0.0)
+            _zero_moments(optimizer, parameter, gone)
 
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for parameter, keep in _own(optimizer, parameters):
+        for parameter, gone in _own(optimizer, net, pruned):
             with torch.no_grad():
-                parameter.mul_(keep)
-            _zero_moments(optimizer, parameter, keep)
+                parameter.masked_fill_(gone, 0.0)
+            _zero_moments(optimizer, parameter, gone)
         advance(1)
 
     handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
-    for parameter, keep in parameters.items():
+    for parameter, keep in masked_parameters(net, masks):
         if parameter.requires_grad:  # a frozen one has no gradient to mask
-            handles.append(parameter.register_hook(lambda gradient, keep=keep: gradient * keep))
+            handles.append(parameter.register_hook(lambda gradient, keep=keep: gradient.masked_fill(~keep, 0.0)))
     try:
         yield
     finally:
@@ -114,18 +114,21 @@ def _masks_held(parameters: dict[torch.nn.Parameter, torch.Tensor], advance: Cal
 
 
 def _own(
-    optimizer: Optimizer, parameters: dict[torch.nn.Parameter, torch.Tensor]
+    optimizer: Optimizer, net: torch.nn.Module, pruned: dict[str, torch.Tensor]
 ) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """Yield the masked parameters that an optimizer trains, each with where it is pruned."""
+    found = dict(net.named_parameters())
+    by_parameter = {found[where]: gone for where, gone in pruned.items() if where in found}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter in parameters:
-                yield parameter, parameters[parameter]
+            if parameter in by_parameter:
+                yield parameter, by_parameter[parameter].to(parameter.device)
 
 
-def _zero_moments(optimizer: Optimizer, parameter: torch.nn.Parameter, keep: torch.Tensor) -> None:
+def _zero_moments(optimizer: Optimizer, parameter: torch.nn.Parameter, gone: torch.Tensor) -> None:
     for value in optimizer.state.get(parameter, {}).values():
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-            value.mul_(keep.to(value.dtype))
+            value.masked_fill_(gone, 0)
 
 
 @contextmanager
@@ -136,10 +139,10 @@ def _seeded(generator: np.random.Generator, net: torch.nn.Module) -> Iterator[No
         yield
 
 
-def _zero_pruned(parameters: dict[torch.nn.Parameter, torch.Tensor]) -> None:
+def _zero_pruned(parameters: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
     with torch.no_grad():
-        for parameter, keep in parameters.items():
-            parameter.mul_(keep)
+        for parameter, keep in parameters:
+            parameter.masked_fill_(~keep, 0.0)
 
 
 def _check_trained(net: torch.nn.Module, masks: Masks) -> None:

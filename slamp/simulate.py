@@ -11,7 +11,7 @@ import torch
 from slamp.dynamics import NeuronDynamics, exact_float32, stateless_function
 from slamp.errors import GraphError, RasterError
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, READOUT, SPIKING
+from slamp.nodes import NEURON, READOUT, SPIKING, Flatten
 from slamp.raster import SpikeRaster
 
 Record = Literal["output", "spikes", "all"]
@@ -146,7 +146,7 @@ def output_neuron(graph: SpikingGraph) -> str | None:
         name = sources[0]
         if isinstance(graph.nodes[name], NEURON):
             return name
-        if type(graph.nodes[name]).__name__ != "Flatten":
+        if not isinstance(graph.nodes[name], Flatten):
             return None
 
 
@@ -166,7 +166,7 @@ def check_raster(graph: SpikingGraph, raster: SpikeRaster) -> None:
         )
     if raster.dt != graph.dt:
         raise RasterError(
-            f"raster: dt is {raster.dt:g} s, the graph's is {graph.dt:g} s; "
+            f"raster: dt is {raster.dt!r} s, the graph's is {graph.dt!r} s; "
             "bin the events anew, or capture with that dt"
         )
 

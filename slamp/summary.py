@@ -49,6 +49,7 @@ def run_summary(run: Run, pruning: Pruning) -> dict[str, Any]:
         "table": _table(before, after),
         "layers": _layers(run),
         "budgets": _budgets(run, pruning),
+        "shortfall": run.pruned.shortfall,
         "rounds": [vars(entry) for entry in run.pruned.rounds],
         "curve": [list(point) for point in run.curve],
         "folding": folding and {"nodes": list(folding.folded), "cells": folding.cells, "differing": folding.differing},
@@ -217,4 +218,6 @@ def _notes(run: Run) -> tuple[tuple[str, str], ...]:
                 f"{run.folding.cells:,} spike cells of the calibration sample differ from before.",
             )
         )
+    if run.pruned.shortfall:
+        notes.append(("SOP budget", run.pruned.shortfall))
     return tuple(notes)

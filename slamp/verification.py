@@ -30,6 +30,8 @@ class Verification:
         first_difference: In the first sample that is "different"; None if there is none.
         ties: The first differing cells of tie samples, at most 100 of them; ``counts["tie"]`` counts all.
         altered_files: Files whose content is not the one the manifest states.
+        file_difference: First parameter the artifact's file states otherwise than the graph; empty if none was found.
+            Looked for where a file was altered or a cell differs.
         unobserved_layers: Spiking layers the replay does not show.
         latency_steps: Steps by which the target answers later.
         runner: What replayed the artifact.
@@ -50,6 +52,7 @@ class Verification:
     first_difference: Difference | None
     ties: tuple[Difference, ...]
     altered_files: tuple[str, ...]
+    file_difference: str
     unobserved_layers: tuple[str, ...]
     latency_steps: int
     runner: str
@@ -76,7 +79,9 @@ class Verification:
             text += f"; not observed in the replay: {', '.join(self.unobserved_layers)}"
         if self.altered_files:
             text += f"; altered since the export: {', '.join(self.altered_files)}"
-        return f"{text}; {self.first_difference.sentence()}" if self.first_difference else text
+        if self.first_difference:
+            return f"{text}; {self.first_difference.sentence()}"
+        return f"{text}; {self.file_difference}" if self.file_difference else text
 
     def raise_if_different(self) -> None:
         """Raise `NotEquivalentError` unless the artifact is proven equivalent ("different" and "silent" are not)."""
@@ -99,6 +104,7 @@ class Verification:
             "first_difference": None if self.first_difference is None else self.first_difference.to_json(),
             "ties": [tie.to_json() for tie in self.ties],
             "altered_files": list(self.altered_files),
+            "file_difference": self.file_difference,
             "unobserved_layers": list(self.unobserved_layers),
             "latency_steps": self.latency_steps,
             "runner": self.runner,

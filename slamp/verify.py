@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -12,7 +12,7 @@ import torch
 from slamp.compare import Comparison, Difference, compare, shifted
 from slamp.diagnose import find_parameter_difference, probable_cause
 from slamp.errors import ArtifactError, RasterError
-from slamp.exporting import Exporter, find_exporter
+from slamp.exporting import find_exporter
 from slamp.graph import SpikingGraph
 from slamp.judge import judge_sample, spikes_of
 from slamp.manifest import Artifact, open_artifact, update_manifest
@@ -57,7 +57,8 @@ def verify(
         runner: Replays the artifact in place of its exporter, such as a foreign simulator.
         runner_name: What to call the runner in the result.
         progress: Show a progress bar.
-        record: Write the result into the manifest, entry "verification".
+        record: Write the result into the manifest, entry "verification", unless one on more samples stands there and
+            nothing speaks against it.
 
     Raises:
         ArtifactError: The graph is not the one the artifact was written from, or a file cannot be read.
@@ -82,15 +83,25 @@ def verify(
             for piece in raster.batches(batch):
                 reference = simulate(graph, piece, record="spikes")
                 replayed = replay(artifact, _padded(piece, artifact.latency_steps))
-                _judge_batch(tally, _Batch(artifact, graph, piece, reference, replayed, exporter))
+                _judge_batch(tally, _Batch(artifact, graph, piece, reference, replayed))
                 advance(piece.batch)
     if not tally.verdicts:
         raise RasterError("verify: there are no samples; give at least one raster")
+    file_difference = ""
+    if exporter is not None and (tally.altered or tally.first_difference):
+        file_difference = find_parameter_difference(artifact, graph, exporter)
     name = runner_name or (f"{artifact.target} exporter" if exporter else "runner")
-    result = tally.result(graph, artifact.latency_steps, name)
-    if record:
+    result = tally.result(graph, artifact.latency_steps, name, file_difference)
+    if record and not _weaker(result, artifact.manifest["verification"]):
         update_manifest(artifact.directory, {"verification": result.to_json()})
     return result
+
+
+def _weaker(result: Verification, recorded: object) -> bool:
+    """True if a result adds nothing to the one on record: it finds no difference, on fewer samples or in silence."""
+    if not isinstance(recorded, dict) or not recorded.get("equivalent") or result.verdict == "different":
+        return False
+    return result.verdict == "silent" or result.samples < int(recorded.get("samples", 0))
 
 
 def verify_directory(
@@ -147,7 +158,6 @@ class _Batch:
     inputs: SpikeRaster
     reference: Recording
     replayed: Recording
-    exporter: Exporter | None
 
 
 @dataclass
@@ -166,8 +176,11 @@ class _Tally:
     readout_error: float | None = None
     readout_bound: float | None = None
 
-    def result(self, graph: SpikingGraph, latency_steps: int, runner: str) -> Verification:
+    def result(self, graph: SpikingGraph, latency_steps: int, runner: str, file_difference: str) -> Verification:
         """Return the verification."""
+        first = self.first_difference
+        if first is not None:
+            first = replace(first, cause=_cause(self.altered, file_difference, first.cause))
         counts = {verdict: self.verdicts.count(verdict) for verdict in VERDICTS}
         silent = tuple(name for name in graph.spiking if not self.spikes.get(name))
         verdict = "tie" if counts["tie"] else "identical"
@@ -185,9 +198,10 @@ class _Tally:
             spikes=sum(self.spikes.values()),
             rates={name: self.spikes[name] / self.spike_cells[name] for name in graph.spiking},
             silent_layers=silent,
-            first_difference=self.first_difference,
+            first_difference=first,
             ties=tuple(self.ties),
             altered_files=self.altered,
+            file_difference=file_difference,
             unobserved_layers=tuple(self.unobserved),
             latency_steps=latency_steps,
             runner=runner,
@@ -225,7 +239,7 @@ def _judge_batch(tally: _Tally, batch: _Batch) -> None:
         )
         tally.verdicts.append(verdict)
         if verdict == "different" and tally.first_difference is None:
-            difference = replace(difference, cause=_cause(tally, batch, comparison, difference))
+            difference = replace(difference, cause=difference.cause or _convention(batch, comparison, difference))
             tally.first_difference = replace(difference, sample=offset + sample)
         if verdict == "tie" and len(tally.ties) < MAX_TIES:
             tally.ties.append(replace(difference, sample=offset + sample))
@@ -275,18 +289,16 @@ def _compare_readout(tally: _Tally, batch: _Batch, comparison: Comparison, first
             )
 
 
-def _cause(tally: _Tally, batch: _Batch, comparison: Comparison, difference: Difference) -> str:
-    """Collect what is known about the cause of the first difference, strongest evidence first."""
-    known = []
-    if tally.altered:
-        known.append(f"file altered since the export: {', '.join(tally.altered)}")
-    if batch.exporter is not None and (found := find_parameter_difference(batch.artifact, batch.graph, batch.exporter)):
-        known.append(found)
-    known.append(difference.cause or _convention(batch, comparison, difference))
-    return "; ".join(part for part in known if part) or (
-        "unknown; no known wrong convention gives these spikes: look for a wrong parameter of this layer or of the "
-        "weights before it"
-    )
+def _cause(altered: Sequence[str], file_difference: str, found: str) -> str:
+    """Say what is known about the cause of the first difference, strongest evidence first."""
+    known = [f"file altered since the export: {', '.join(altered)}"] if altered else []
+    known += [text for text in (file_difference, found) if text]
+    if not (file_difference or found):
+        known.append(
+            "unknown; no known wrong convention gives these spikes: look for a wrong parameter of this layer or of the "
+            "weights before it"
+        )
+    return "; ".join(known)
 
 
 def _convention(batch: _Batch, comparison: Comparison, difference: Difference) -> str:

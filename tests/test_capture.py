@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +12,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from norse.torch import LIFCell, SequentialState
+from norse.torch import LIFBoxCell, LIFBoxParameters, LIFCell, SequentialState
 from torch.nn.utils import prune
 
 from networks import (
+    DT,
     ZOO,
     assert_evidence,
     box,
@@ -30,6 +33,7 @@ from networks import (
 from slamp.capture import ModuleReport, capture, check_module, node_name, read_graph
 from slamp.errors import CaptureError, GraphError, RasterError, SlampError, UnsupportedModuleError
 from slamp.nodes import CubaLIF, Scale
+from slamp.raster import SpikeRaster
 from slamp.simulate import simulate
 
 Linear = torch.nn.Linear
@@ -97,6 +101,13 @@ def shape_after(modules: list[torch.nn.Module], features: tuple[int, ...]) -> tu
         return tuple(torch.nn.Sequential(*copy.deepcopy(modules)).eval()(torch.zeros(1, *features)).shape[1:])
 
 
+def too_small(module: torch.nn.Module, features: tuple[int, ...]) -> bool:
+    try:
+        return min(shape_after([module], features)[1:]) < 4
+    except RuntimeError:  # the kernel is larger than its input
+        return True
+
+
 @st.composite
 def dense_nets(draw: st.DrawFn) -> tuple[SequentialState, tuple[int, ...], int]:
     seed = draw(SEEDS)
@@ -129,7 +140,7 @@ def conv_nets(draw: st.DrawFn) -> tuple[SequentialState, tuple[int, ...], int]:
     seed = draw(SEEDS)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    features = (2, draw(st.integers(7, 10)), draw(st.integers(7, 10)))
+    features = (2, draw(st.integers(9, 13)), draw(st.integers(9, 13)))
     layers: list[torch.nn.Module] = []
     shape = features
     for _ in range(draw(st.integers(1, 2))):
@@ -138,24 +149,27 @@ def conv_nets(draw: st.DrawFn) -> tuple[SequentialState, tuple[int, ...], int]:
         stride = 1 if padding == "same" else draw(st.sampled_from([1, 2, (1, 2), (2, 1)]))
         kernel = (draw(st.integers(1, 3)), draw(st.integers(1, 4)))
         dilation = draw(st.sampled_from([1, 2, (2, 1)])) if min(shape[1:]) > 6 else 1
-        convolution = torch.nn.Conv2d(shape[0], 4, kernel, stride, padding, dilation, groups, bias=draw(st.booleans()))
+        biased = draw(st.booleans())
+        convolution = torch.nn.Conv2d(shape[0], 4, kernel, stride, padding, dilation, groups, bias=biased)
+        if too_small(convolution, shape):  # draw on instead of starting anew, or hardly a deep network would be left
+            convolution = torch.nn.Conv2d(shape[0], 4, kernel, 1, "same", 1, groups, bias=biased)
         part: list[torch.nn.Module] = [convolution]
         if draw(st.booleans()):
             part.append(torch.nn.BatchNorm2d(4))
         shape = shape_after(part, shape)
         part.append(drawn_cell(draw(CELLS), rng, shape, draw(st.booleans())))
         pool = draw(st.sampled_from(["none", "sum", "sum_stride", "average", "average_padded"]))
-        if pool != "none" and min(shape[1:]) >= 4:
+        if pool != "none":
             pools = {
                 "sum": torch.nn.LPPool2d(1, 2),
                 "sum_stride": torch.nn.LPPool2d(1.0, (3, 2), stride=(1, 2)),
                 "average": torch.nn.AvgPool2d((2, 3), stride=2),
                 "average_padded": torch.nn.AvgPool2d(3, stride=2, padding=1),
             }
-            part.append(pools[pool])
-            shape = shape_after([pools[pool]], shape)
+            if not too_small(pools[pool], shape):
+                part.append(pools[pool])
+                shape = shape_after([pools[pool]], shape)
         layers += [SequentialState(*part)] if draw(st.booleans()) else part
-        assume(min(shape[1:]) >= 4)
     layers += [torch.nn.Flatten(draw(st.sampled_from([1, -3]))), torch.nn.Dropout(0.2)]
     layers += [Linear(int(np.prod(shape)), 9, bias=draw(st.booleans())), drawn_cell(draw(READOUTS), rng, (9,), False)]
     net = SequentialState(*layers)
@@ -414,6 +428,18 @@ def pruned_linear() -> torch.nn.Module:
     return prune.l1_unstructured(Linear(4, 3), "weight", 2)
 
 
+def normed_linear(norm: Callable[[torch.nn.Module], torch.nn.Module]) -> torch.nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch calls its old-style hooks deprecated
+        return norm(Linear(4, 3))
+
+
+def tied_linears() -> list[torch.nn.Module]:
+    first, second = Linear(4, 4), Linear(4, 4)
+    second.weight = first.weight
+    return [first, box(), second, box()]
+
+
 def shared_linear() -> list[torch.nn.Module]:
     linear = Linear(4, 4)
     return [linear, box(), linear, box()]
@@ -451,7 +477,26 @@ REFUSED: dict[str, tuple[Callable[[], list[torch.nn.Module]], tuple[int, ...], s
         DENSE_4,
         "1: v_th is torch.float64; allowed is float32",
     ),
-    "pruned": (lambda: [pruned_linear(), box()], DENSE_4, "0: the weight is reparametrized.*prune.remove first"),
+    "pruned": (
+        lambda: [pruned_linear(), box()],
+        DENSE_4,
+        "0: the weight is no parameter.*L1Unstructured.*prune.remove first",
+    ),
+    "weight_norm": (
+        lambda: [normed_linear(torch.nn.utils.weight_norm), box()],
+        DENSE_4,
+        "0: the weight is no parameter but made before each call by WeightNorm; call .*remove_weight_norm",
+    ),
+    "spectral_norm": (
+        lambda: [normed_linear(torch.nn.utils.spectral_norm), box()],
+        DENSE_4,
+        "0: the weight is no parameter .*SpectralNorm; call .*remove_spectral_norm",
+    ),
+    "plain_number": (
+        lambda: [Linear(4, 3), LIFBoxCell(LIFBoxParameters(v_leak=0.0))],
+        DENSE_4,
+        r"1: v_leak is the plain number 0.0, which norse cannot run; use torch.tensor\(0.0\)",
+    ),
     "ceil_mode": (lambda: [torch.nn.AvgPool2d(4, ceil_mode=True), box()], IMAGE, "0: AvgPool2d with ceil_mode"),
     "divisor": (
         lambda: [torch.nn.AvgPool2d(2, divisor_override=3), box()],
@@ -489,6 +534,7 @@ REFUSED: dict[str, tuple[Callable[[], list[torch.nn.Module]], tuple[int, ...], s
         DENSE_4,
         "3: dt is 0.002 s, .*0.001 s; use one dt",
     ),
+    "tied": (tied_linears, DENSE_4, "2: shares its weight with 0; give each a weight of its own"),
     "used_twice": (shared_linear, DENSE_4, "2: Linear is used twice; give each use its own module"),
     "no_neurons": (lambda: [Linear(4, 3)], DENSE_4, "holds no neurons"),
     "nested_hidden": (
@@ -516,7 +562,7 @@ def test_what_cannot_be_captured_is_refused_by_name(name: str) -> None:
         capture(SequentialState(*modules()), spikes(features))
 
 
-@pytest.mark.parametrize("name", [name for name in REFUSED if name != "no_neurons" and name != "used_twice"])
+@pytest.mark.parametrize("name", REFUSED)
 def test_check_module_says_what_capture_would_say(name: str) -> None:
     modules, features, message = REFUSED[name]
     problems = [report.problem for report in check_module(SequentialState(*modules()), features) if report.problem]
@@ -524,6 +570,60 @@ def test_check_module_says_what_capture_would_say(name: str) -> None:
         capture(SequentialState(*modules()), spikes(features))
     assert str(refusal.value) in problems
     assert message
+
+
+def test_check_module_finds_every_problem() -> None:
+    net = SequentialState(
+        torch.nn.Conv2d(2, 3, 3, padding_mode="circular"),
+        torch.nn.MaxPool2d(2),
+        box(method="logistic"),
+        torch.nn.Flatten(),
+        Linear(12, 3).double(),
+        box(dt=2e-3),
+        box(),
+    )
+    problems = {report.path: report.problem for report in check_module(net, IMAGE) if report.problem}
+    assert set(problems) == {"0", "1", "2", "4", "6"}
+    assert "circular" in problems["0"]
+    assert "'logistic' is probabilistic" in problems["2"]
+    assert "torch.float64" in problems["4"]
+    assert "dt is 0.001 s, the neurons before it have 0.002 s" in problems["6"]
+
+
+def nan_weight() -> SequentialState:
+    net = SequentialState(Linear(4, 3), box())
+    with torch.no_grad():
+        net[0].weight[1, 2] = float("nan")
+    return net
+
+
+@pytest.mark.parametrize(
+    ("build_net", "message"),
+    [
+        (nan_weight, r"0: weight\[1, 2\] is nan"),
+        (lambda: SequentialState(Linear(4, 3), box(tau_mem_inv=1500.0)), "1: decay_mem is 1.5; allowed is 0 to 1"),
+    ],
+    ids=["NaN", "decay"],
+)
+def test_check_module_looks_at_the_numbers_too(build_net: Callable[[], SequentialState], message: str) -> None:
+    (problem,) = [report.problem for report in check_module(build_net(), (4,)) if report.problem]
+    assert re.match(message, problem)
+
+
+def test_numbers_that_overflow_are_not_called_a_defect() -> None:
+    net = SequentialState(Linear(4, 3, bias=False), box(), Linear(3, 2, bias=False), li())
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[2].weight.fill_(3e38)
+    with pytest.raises(CaptureError, match=r"3: .*overflow float32, so scale"):
+        capture(net, spikes((4,), rate=0.9))
+
+
+def test_a_dt_that_went_through_float32_is_the_same() -> None:
+    net, raster = build("dense_box")
+    single = SpikeRaster(raster.data, np.float32(DT))  # type: ignore[arg-type]  # a float32 is no float
+    assert single.dt == DT
+    assert capture(net, single).hash == capture(net, raster).hash
 
 
 def test_an_unknown_reset_method_is_refused() -> None:

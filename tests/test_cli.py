@@ -509,7 +509,19 @@ def test_check_module_says_what_does_not_work(network: str, place: Path, cli: Cl
 
 
 def test_check_module_finds_numbers_that_are_none(place: Path, cli: Cli) -> None:
-    assert_one_error(*cli("check-module", "user_networks:not_a_number", place / "samples.npz"), "weight[3, 5] is nan")
+    code, text, err = cli("check-module", "user_networks:not_a_number", place / "samples.npz")
+    assert_one_error(code, "", err, "weight[3, 5] is nan")
+    assert "not captured" in text
+
+
+def test_check_module_says_that_silence_proves_nothing(place: Path, cli: Cli) -> None:
+    code, text, err = cli("check-module", "user_networks:silent", place / "samples.npz")
+    assert (code, err) == (0, "")
+    assert "no spike in 3" in text
+    assert "proves nothing" in text
+    code, text, _ = cli("check-module", "user_networks:silent", place / "samples.npz", "--json")
+    assert code == 0
+    assert json.loads(text)["captured"]["silent_layers"][0] == "3"
 
 
 @pytest.mark.parametrize(

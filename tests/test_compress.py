@@ -30,6 +30,7 @@ from slamp.errors import (
     MissingDependencyError,
     OutputDirectoryError,
     RasterError,
+    RunFileError,
     ScoreError,
     SilentNetworkError,
     SlampError,
@@ -276,7 +277,7 @@ REFUSED: dict[str, tuple[Callable[[], torch.nn.Module], dict[str, Any], type[Sla
     "profile": (users.factory, {"profile": "loihi2"}, BudgetError, "no hardware profiles"),
     "target": (users.factory, {"to": ("lava",)}, ExporterNotFoundError, "'lava' is not installed"),
     "no target": (users.factory, {"to": ()}, RasterError, "no target"),
-    "option": (users.factory, {"options": {"nir": {"speed": 3}}}, ExporterNotFoundError, "speed"),
+    "option": (users.factory, {"options": {"nir": {"speed": 3}}}, RunFileError, "speed"),
     "subtraction": (users.subtracting, {}, UnsupportedNodeError, "resets by subtraction"),
     "metric": (users.factory, {"metric": users.bad_metric}, TrainingError, "metric: returned 'good'"),
     "features": (

@@ -160,9 +160,16 @@ def test_refusals_say_what_is_wrong(tmp_path):
     conv = nir.Conv2d((3, 3), square, 1, 0, 1, 1, np.zeros(1, dtype=np.float32))
     pool = nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0]))
     deep = nir.Linear(weight=np.ones((2, 1, 1), dtype=np.float32))
+    padded = nir.Conv2d((1, 1), square, 1, (1, 1, 1), 1, 1, np.zeros(1, dtype=np.float32))
     one, x = nir.Input(np.array([1])), drive(1)
     cases = [
-        ("n0: Delay is not known", chain(tmp_path / "a", nir.Delay(full(1))), x),
+        ("n0: Threshold is not known", chain(tmp_path / "a", nir.Threshold(full(1))), x),
+        ("n0: delays by -3 steps", chain(tmp_path / "l", nir.Delay(full(-3))), x),
+        (
+            r"n0: stride, padding, dilation or window of shape \(3,\)",
+            chain(tmp_path / "m", padded, shape=(2, 1, 1)),
+            np.ones((1, 1, 2, 1, 1)),
+        ),
         (r"n0: receives shape \(1,\), allowed is \(2,\)", chain(tmp_path / "b", weight), x),
         ("allowed is first before last", chain(tmp_path / "c", flat, shape=(1, 1)), x[..., None]),
         ("allowed are 3 axes with 2 channels", chain(tmp_path / "d", conv), x),
@@ -181,6 +188,12 @@ def test_refusals_say_what_is_wrong(tmp_path):
         run(chain(tmp_path, lif), x, 1.0, subtract=frozenset({"other"}))
 
 
+def test_delays_by_whole_steps_neuron_by_neuron(tmp_path):
+    path = chain(tmp_path, nir.Delay(full(0, 2)), shape=(2,))
+    found = run(path, np.arange(1, 9, dtype=np.float32).reshape(4, 1, 2), 1.0).output[:, 0]
+    assert found.tolist() == [[1, 0], [3, 0], [5, 2], [7, 4]]
+
+
 def test_imports_neither_slamp_nor_torch():
     code = "import sys, exporters.euler; print(sorted({'slamp', 'torch'} & set(sys.modules)))"
     root = Path(__file__).parents[1]
@@ -195,6 +208,32 @@ def test_published_single_neuron_spikes(tool):
     result = run(SHARED / "lif_norse.nir", trace[:, :1].astype(np.float32)[:, None], 1e-4)
     assert np.flatnonzero(result.output[:, 0, 0]).tolist() == [460, 510, 710, 760]
     assert np.flatnonzero(trace[:, 2]).tolist() == [460, 510, 710, 760]
+
+
+def recordings(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first test recordings as event counts in 1 ms bins, (300, count, 2, 34, 34), and their digits."""
+    frames = np.zeros((300, count, 2, 34, 34), dtype=np.float32)
+    with np.load(path) as archive:
+        offsets = archive["test_offsets"]
+        for sample in range(count):
+            events = slice(offsets[sample], offsets[sample + 1])
+            t, x, y, p = (archive[f"test_{name}"][events].astype(int) for name in "txyp")
+            early = t < 300_000
+            np.add.at(frames, (t[early] // 1000, sample, p[early], y[early], x[early]), 1)
+        return frames, archive["test_labels"][:count]
+
+
+@needs_shared
+@pytest.mark.parametrize("subtracting", [False, True], ids=["reset to zero", "reset by subtraction"])
+def test_the_published_convolutional_network_reads_event_camera_digits(subtracting):
+    """The sinabs network of the NIR paper on N-MNIST recordings, in 1 ms bins, as it was trained."""
+    frames, labels = recordings(SHARED.parent / "nmnist_dev.npz", 12)
+    path = SHARED / "cnn_sinabs.nir"
+    nodes = nir.read(path, type_check=False).nodes
+    neurons = frozenset(name for name, node in nodes.items() if isinstance(node, nir.IF))
+    result = run(path, frames, 1.0, subtract=neurons if subtracting else frozenset())
+    assert (result.output.sum(0).argmax(1) == labels).all()
+    assert all(0.0005 < spikes.mean() < 0.5 for spikes in result.spikes.values())
 
 
 @needs_shared

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import slamp
-from slamp.errors import ExporterNotFoundError, MissingDependencyError, OutputDirectoryError
+from slamp.errors import ExporterNotFoundError, MissingDependencyError, OutputDirectoryError, RunFileError
 from slamp.exporting import GROUP, export, exporter_problems, find_exporter, installed_exporters
 from verify_networks import dense_graph, raster
 
@@ -55,7 +55,7 @@ def test_options_and_provenance_arrive_in_the_manifest(tmp_path: Path) -> None:
 
 
 def test_an_unknown_option_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ExporterNotFoundError, match=r"exporter nir: .*'speed'; see its fields"):
+    with pytest.raises(RunFileError, match=r"exporter nir: .*'speed'; its options are strict, compression, golden"):
         export(dense_graph(), to="nir", directory=tmp_path / "out", speed=3)
     assert list(tmp_path.iterdir()) == []
 

@@ -204,3 +204,14 @@ def test_an_artifact_with_a_damaged_manifest_is_not_replaced(artifact: Artifact)
     (artifact.directory / "manifest.json").write_text("{")
     with pytest.raises(OutputDirectoryError, match=r"damaged .* choose another directory, or delete this one"):
         write_again(artifact)
+
+
+@pytest.mark.parametrize("steps", [-1, 10**12])
+def test_a_latency_out_of_range(artifact: Artifact, steps: int) -> None:
+    with pytest.raises(ArtifactError, match=f"latency_steps is {steps}, allowed are 0 to"):
+        read_manifest(altered(artifact, {"latency_steps": steps}))
+
+
+def test_a_file_without_a_stated_sha256(artifact: Artifact) -> None:
+    with pytest.raises(ArtifactError, match=r"states no sha256 of 'graph\.npz'"):
+        read_manifest(altered(artifact, {"files": {}}))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -261,3 +262,64 @@ def test_progress_shows_without_changing_the_result() -> None:
     masks = masks_for(net, raster, 0.3)
     first, second = recover(net, masks, raster, progress=True), recover(net, masks, raster)
     assert torch.equal(first[0].weight, second[0].weight)
+
+
+@pytest.mark.parametrize("per", ["layer", "neuron"])
+def test_what_was_not_pruned_keeps_its_rates_and_weights(per: str) -> None:
+    for name in ("dense_if", "conv_box", "conv_1d"):
+        net, raster = build(name)
+        graph, _ = read_graph(net, raster.features, raster.dt)
+        everything = Masks(
+            {n: np.ones(node.weight.shape, bool) for n, node in graph.weighted.items()}, graph.parameters
+        )
+        recovered = recover(net, everything, raster, per=per)
+        for before, after in zip(net.parameters(), recovered.parameters(), strict=True):
+            assert torch.equal(before, after), name
+
+
+@pytest.mark.parametrize("per", ["layer", "neuron"])
+def test_a_layer_that_fires_less_the_more_its_weights_are_scaled_up_is_restored(per: str) -> None:
+    """Inhibition against a positive bias: the rate falls with the gain."""
+    torch.manual_seed(0)
+    net = SequentialState(torch.nn.Linear(8, 16), box(tau_mem_inv=200.0, v_th=0.4))
+    with torch.no_grad():
+        net[0].weight.copy_(-0.2 * torch.rand(16, 8))
+        net[0].bias.fill_(0.9)
+    raster = spikes((8,), steps=40, batch=16)
+    graph, _ = read_graph(net, raster.features, raster.dt)
+    masks = Masks({"0": np.random.default_rng(0).random((16, 8)) < 0.5}, graph.parameters)
+    dense, bare = norse_rates(net, raster)["1"], norse_rates(masked_copy(net, masks), raster)["1"]
+    restored = norse_rates(recover(net, masks, raster, per=per), raster)["1"]
+    assert bare > 1.2 * dense
+    assert restored == pytest.approx(dense, rel=0.05)
+
+
+def test_the_bias_of_a_batch_normalization_is_no_part_of_what_a_gain_scales() -> None:
+    net, raster = settled(with_normalization(), (2, 10, 10))
+    with torch.no_grad():
+        net[1].bias.add_(0.3)
+    graph, _ = read_graph(net, raster.features, raster.dt)
+    masks = Masks(
+        {n: np.random.default_rng(1).random(node.weight.shape) < 0.5 for n, node in graph.weighted.items()},
+        graph.parameters,
+    )
+    dense = norse_rates(net, raster)
+    weaker = copy.deepcopy(net)
+    with torch.no_grad():
+        weaker[1].weight.mul_(0.6)  # so that a gain far from 1 is needed
+    targets = calibrate(graph, raster)
+    restored = norse_rates(recover(weaker, masks, raster, targets=targets), raster)
+    assert restored["2"] == pytest.approx(dense["2"], rel=0.03)
+
+
+def test_targets_of_another_network_and_an_unknown_choice_are_refused() -> None:
+    net, raster = build("dense_if")
+    masks = masks_for(net, raster, 0.5)
+    other, other_raster = build("dense_box")
+    graph, _ = read_graph(other, other_raster.features, other_raster.dt)
+    foreign = calibrate(graph, other_raster)
+    foreign = replace(foreign, neurons=dict(list(foreign.neurons.items())[:1]))
+    with pytest.raises(MaskError, match="3: the targets hold no such neurons, only"):
+        recover(net, masks, raster, targets=foreign)
+    with pytest.raises(MaskError, match="per is 'channel'; allowed are 'layer' and 'neuron'"):
+        recover(net, masks, raster, per="channel")  # type: ignore[arg-type]  # what a user may write

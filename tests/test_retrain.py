@@ -26,6 +26,7 @@ OPTIMIZERS: dict[str, Make] = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.1),
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=1e-3, momentum=0.9, centered=True),
+    "adam_fused": lambda parameters: torch.optim.Adam(parameters, lr=5e-3, fused=True),
     "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=1e-2),
 }
 
@@ -364,3 +365,63 @@ def test_progress_counts_optimizer_steps(capfd: pytest.CaptureFixture[str]) -> N
     net, masks = network()
     shown = retrain(net, masks, training(), progress=True)
     assert torch.equal(shown[0].weight, retrain(net, masks, training())[0].weight)
+
+
+def test_lbfgs_with_its_closure_revives_nothing() -> None:
+    net, masks = network()
+
+    def train(net: torch.nn.Module, **others: Any) -> None:
+        optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=3)
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = pattern_loss(net, TASK, torch.arange(16))
+            loss.backward()
+            return loss
+
+        for _ in range(2):
+            optimizer.step(closure)
+
+    trained = retrain(net, masks, train)
+    assert_held(trained, masks)
+    assert not torch.equal(trained[0].weight, net[0].weight.detach() * torch.tensor(masks["0"]))
+
+
+def test_a_parameter_put_in_place_of_another_is_held_too() -> None:
+    net, masks = network()
+
+    def train(net: torch.nn.Module, *, generator: np.random.Generator, **others: Any) -> None:
+        net.load_state_dict({name: tensor.clone() for name, tensor in net.state_dict().items()}, assign=True)
+        steps(net, torch.optim.Adam(net.parameters(), lr=5e-3), generator, 4)
+
+    trained = retrain(net, masks, train)
+    assert_held(trained, masks)
+
+
+def test_a_parameter_thawed_inside_training_is_held() -> None:
+    net, masks = network()
+    net[2].weight.requires_grad_(False)
+
+    def train(net: torch.nn.Module, *, generator: np.random.Generator, **others: Any) -> None:
+        net[2].weight.requires_grad_(True)
+        seen: list[torch.Tensor] = []
+        optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+        optimizer.register_step_pre_hook(lambda *_: seen.append(net[2].weight.grad.clone()))
+        steps(net, optimizer, generator, 3)
+        pruned = ~torch.tensor(masks["2"])
+        assert all(bool((gradient[pruned] == 0).all()) for gradient in seen[1:]), "an optimizer saw pruned gradients"
+        assert bool((optimizer.state[net[2].weight]["exp_avg"][pruned] == 0).all())
+
+    assert_held(retrain(net, masks, train), masks)
+
+
+def test_an_infinite_gradient_of_a_pruned_weight_does_no_harm() -> None:
+    net, masks = network()
+
+    def train(net: torch.nn.Module, **others: Any) -> None:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+        pattern_loss(net, TASK, torch.arange(8)).backward()
+        net[2].weight.grad[~torch.tensor(masks["2"])] = torch.inf
+        optimizer.step()
+
+    assert_held(retrain(net, masks, train), masks)

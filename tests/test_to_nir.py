@@ -1,6 +1,7 @@
 """The NIR exporter: the file is the graph, it replays spike by spike, and it is read back bit for bit."""
 
 import itertools
+import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,16 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from exporters import nir_lowering
+from exporters import nir_lowering, to_nir
 from exporters.nir_lowering import lift, lower
 from exporters.to_nir import NirExporter
 from nir_networks import DT, NETWORKS, captured, raster_for, rates
 from slamp.errors import ArtifactError, OutputDirectoryError, RasterError, RunFileError, UnsupportedNodeError
 from slamp.graph import SpikingGraph
+from slamp.manifest import file_sha256, update_manifest
 from slamp.nodes import CubaLIF, Input, Linear, Output, Scale, uniform
 from slamp.simulate import Recording, simulate
+from slamp.verify import verify, verify_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "nir"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the third-party NIR files are not on this machine")
 ROUNDING = 1e-5  # a first difference this near the threshold is a tie
 NOT_PLAIN = {  # what nir 1.0.8 infers wrongly, so that nir.read needs type_check=False
     "conv_kernels": "a kernel that is not square",
@@ -336,7 +341,7 @@ def test_changed_wiring_or_header_is_refused():
 
     network = altered()
     network.edges = network.edges[:-1]
-    with pytest.raises(ArtifactError, match="nodes or edges are not those"):
+    with pytest.raises(ArtifactError, match=r"edges: .* is on one side only; the file was changed"):
         lift(network)
     network = altered()
     network.metadata["graph"] = network.metadata["graph"].replace("float32", "float16")
@@ -377,9 +382,137 @@ def test_lowering_copies_and_leaves_the_graph_alone():
     assert graph.hash == before == SpikingGraph(graph.nodes, graph.edges, graph.dt).hash
 
 
-def test_artifact_moves_as_a_whole(tmp_path):
-    artifact = NirExporter().write(graph_of("if"), tmp_path / "out")
-    assert Path(artifact.directory) == tmp_path / "out"
-    assert artifact.manifest["target"] == "nir"
-    assert artifact.manifest["graph_hash"] == graph_of("if").hash
-    assert artifact.manifest["latency_steps"] == artifact.latency_steps == 0
+def test_an_artifact_moves_as_a_whole(tmp_path):
+    NirExporter(golden=raster_for((20,), seed=1)).write(graph_of("cuba"), tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert verify_directory(tmp_path / "there").verdict == "identical"
+
+
+def resealed(artifact) -> None:
+    """End an edited file with a seal of its own and state its sha256, as one who forges a file would."""
+    path = artifact.file("network")
+    to_nir._seal(path)
+    files = {**artifact.manifest["files"], "network.nir": {"sha256": file_sha256(path), "bytes": path.stat().st_size}}
+    update_manifest(artifact.directory, {"files": files})
+
+
+STATED = {
+    "one weight": "0: weight[0, 3] is",
+    "dropped bias": "0: bias[0] is 0 in the file",
+    "threshold": "3: v_threshold[0] is",
+    "tau": "1: tau_mem[0] is",
+    "synaptic tau": "1: tau_syn[0] is",
+    "w_in": "1: w_in[0] is 1 in the file",
+    "v_reset": "1: v_reset[0] is 0 in the file",
+    "v_leak": "1: v_leak[0] is 0 in the file",
+    "r": "1: r[0] is",
+}
+
+
+@pytest.mark.parametrize("forged", [False, True], ids=["altered", "forged"])
+@pytest.mark.parametrize("what", SABOTAGE)
+def test_verify_names_the_cell_and_the_parameter_that_was_changed(what, forged, tmp_path):
+    name, node, changes = SABOTAGE[what]
+    graph, raster = graph_of(name), raster_for(NETWORKS[name].features, seed=1)
+    artifact = NirExporter().write(graph, tmp_path / "out")
+    rewrite(artifact, node, **changes)
+    if forged:
+        resealed(artifact)
+    result = verify(artifact, graph, raster)
+    assert result.verdict == "different"
+    assert result.altered_files == (() if forged else ("network.nir",))
+    first = result.first_difference
+    assert first is not None
+    expected, found = simulate(graph, raster, record="spikes"), NirExporter().replay(artifact, raster)
+    differs = expected[first.layer].spikes != found[first.layer].spikes
+    assert bool(differs[(first.step, first.sample, *first.neuron)])
+    assert not bool(differs[: first.step, first.sample].any())
+    assert graph.order.index(first.layer) > graph.order.index(node) or first.layer == node
+    assert result.file_difference.startswith(STATED[what])
+    assert STATED[what] in first.cause
+
+
+def test_a_changed_parameter_no_spike_shows_is_named_all_the_same(tmp_path):
+    graph, raster = graph_of("cuba"), raster_for((20,), seed=1)
+    artifact = NirExporter().write(graph, tmp_path / "out")
+    rewrite(artifact, "3", v_reset=lambda v: np.nextafter(v, np.float32(9)))
+    result = verify(artifact, graph, raster)
+    assert result.verdict == "different"
+    assert result.file_difference.startswith("3: v_reset[0] is")
+    assert "3: v_reset[0] is" in result.sentence()
+
+
+def test_a_delay_of_one_step_in_the_file_is_found_and_named(tmp_path):
+    graph, raster = graph_of("cuba"), raster_for((20,), seed=1)
+    artifact = NirExporter().write(graph, tmp_path / "out")
+    path = artifact.file("network")
+    network = nir.read(path, type_check=False)
+    shape = network.nodes["2"].output_type["output"]
+    network.nodes["late"] = nir.Delay(np.full(shape, DT, dtype=np.float32))
+    network.edges = [edge for edge in network.edges if edge != ("2", "3")] + [("2", "late"), ("late", "3")]
+    nir.write(path, network)
+    result = verify(artifact, graph, raster)
+    first = result.first_difference
+    assert first is not None
+    assert first.layer == "3"
+    assert "latency: the input arrives 1 step late" in first.cause
+    assert "late: the file has this node, the graph has not" in result.file_difference
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda network: network.metadata.update(dt=np.array([2e-3])),
+        lambda network: network.metadata.update(scheme="rk4"),
+        lambda network: network.nodes["1"].metadata.update(reset="subtract"),
+    ],
+    ids=["dt", "scheme", "reset"],
+)
+def test_metadata_that_contradicts_the_graph_is_refused(change):
+    network = lower(graph_of("cuba"))
+    change(network)
+    with pytest.raises(ArtifactError, match=r"metadata.* in the file, .* in the graph.*was changed"):
+        lift(network)
+
+
+@pytest.mark.parametrize("cut", [1, 40, to_nir.SEAL_BYTES - 1, to_nir.SEAL_BYTES, to_nir.SEAL_BYTES + 1])
+def test_a_file_cut_at_its_end_is_refused(cut, tmp_path):
+    path = NirExporter().write(graph_of("cuba"), tmp_path / "out").file("network")
+    os.truncate(path, path.stat().st_size - cut)
+    with pytest.raises(ArtifactError, match=r"network\.nir: .*(cut short|damaged|truncated)"):
+        NirExporter().read(path)
+
+
+@needs_shared
+@pytest.mark.parametrize("path", sorted(SHARED.glob("*.nir")), ids=lambda path: path.stem)
+def test_files_of_other_tools_are_refused_with_one_clear_error(path):
+    with pytest.raises(ArtifactError, match=f"{path.name}: holds no metadata of slamp.*later version"):
+        NirExporter().read(path)
+
+
+def test_a_damaged_golden_input_is_refused(tmp_path):
+    artifact = NirExporter(golden=raster_for((20,), seed=1)).write(graph_of("cuba"), tmp_path / "out")
+    path = artifact.file("golden_input")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"golden_input\.nird: is not what was exported"):
+        verify_directory(artifact.directory)
+
+
+@pytest.mark.parametrize("names", [5, [["1"]], "1"])
+def test_a_manifest_with_odd_resets_is_refused(names, tmp_path):
+    graph = graph_of("cuba")
+    artifact = NirExporter().write(graph, tmp_path / "out")
+    update_manifest(artifact.directory, {"options": {"reset_by_subtraction": names}})
+    with pytest.raises(ArtifactError, match=r"reset_by_subtraction is .*allowed is a list of node names"):
+        verify(artifact, graph, raster_for((20,)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"strict": "no"}, "strict is 'no'"), ({"golden": 3}, "golden is int"), ({"compression": "zip"}, "'zip'")],
+)
+def test_options_of_another_kind_are_refused(options, message):
+    with pytest.raises(RunFileError, match=message):
+        NirExporter(**options)

@@ -121,7 +121,7 @@ SABOTAGES: dict[str, tuple[str, Callable[[SpikingGraph], SpikingGraph], str, str
     "weight": (
         "lif2",
         lambda graph: changed(graph, "fc1", weight=conv_weight(graph)),
-        "weight, bias or threshold of neuron 3",
+        "a parameter of neuron 3",
         "fc1: weight[3, 5] is ",
     ),
     "threshold": (
@@ -233,6 +233,20 @@ def test_stated_latency_is_taken_out_and_every_step_is_compared(tmp_path: Path) 
     assert "2 steps early" in early.first_difference.cause
 
 
+def test_the_certificate_is_not_replaced_by_weaker_evidence(tmp_path: Path) -> None:
+    graph = conv_graph()
+    artifact, inputs = write(graph, tmp_path / "out"), raster(graph)
+    recorded = verify(artifact, graph, inputs, runner=running(graph)).to_json()
+    assert verify(artifact, graph, inputs.samples(0, 2), runner=running(graph)).verdict == "identical"
+    assert artifact.manifest["verification"] == recorded
+    empty = SpikeRaster(torch.zeros_like(inputs.data), DT)
+    quiet = changed(graph, "conv", bias=uniform(-1.0, (3,)))
+    verify(artifact, graph, empty, runner=running(graph))
+    assert artifact.manifest["verification"]["samples"] == inputs.batch
+    verify(artifact, graph, inputs.samples(0, 2), runner=running(quiet))
+    assert artifact.manifest["verification"]["verdict"] == "different"
+
+
 # --- ties ----------------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +342,25 @@ def test_tie_is_recognized_from_the_output_alone(tmp_path: Path) -> None:
     assert result.verdict == "tie"
     assert result.ties[0].layer == "lif1"
     assert result.unobserved_layers == ("lif1",)
+
+
+def test_a_tie_seen_in_the_output_alone_does_not_excuse_what_follows(tmp_path: Path) -> None:
+    whole = tie_graph(2.0**-22)
+    graph = chain({name: whole.nodes[name] for name in ("fc1", "lif1")}, features=(12,), out=(10,))
+    tied = nudged(graph, 2.0**-21)
+    start, stop = _tied_sample(graph, tied)
+
+    def inverted_later(artifact: Artifact, inputs: SpikeRaster) -> Recording:
+        spikes, expected = (simulate(g, inputs).output.data.clone() for g in (tied, graph))
+        first = int((spikes != expected).flatten(1).any(1).nonzero()[0])
+        spikes[first + 1 :] = ~spikes[first + 1 :]
+        return Recording(SpikeRaster(spikes, kind="spikes"))
+
+    only = verify(write(graph, tmp_path / "out"), graph, raster(graph).samples(start, stop), runner=inverted_later)
+    assert only.verdict == "different"
+    assert only.first_difference is not None
+    assert "after a tie earlier in this sample" in only.first_difference.cause
+    assert "lif1 taken as in the graph" in only.first_difference.cause
 
 
 def test_ties_are_listed_up_to_a_hundred_and_counted_in_full(tmp_path: Path) -> None:
@@ -584,6 +617,6 @@ def test_directory_whose_graph_was_replaced_is_refused(tmp_path: Path, exporter:
 
 def test_verdict_is_plain_data() -> None:
     result = Verification(
-        "identical", ("identical",), {}, 1, 1, 1, 1, {}, (), None, (), (), (), 0, "runner", None, None, "hash"
+        "identical", ("identical",), {}, 1, 1, 1, 1, {}, (), None, (), (), "", (), 0, "runner", None, None, "hash"
     )
     assert replace(result, verdict="silent").equivalent is False

@@ -211,7 +211,7 @@ def test_finished_installation_replaces_an_older_one(tmp_path, monkeypatch):
 
 def test_missing_environment_says_how_to_install(artifact, monkeypatch, tmp_path):
     monkeypatch.setenv("SLAMP_WITNESS_HOME", str(tmp_path / "nowhere"))
-    with pytest.raises(MissingDependencyError, match=r"witness_spikingjelly\.install\(\)"):
+    with pytest.raises(MissingDependencyError, match="run: slamp witness install spikingjelly"):
         replay(artifact, raster_for((20,)))
 
 

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from slamp.budget import Budget, parse_budget
+from slamp.calibrate import calibrate
 from slamp.capture import capture, check_module
 from slamp.cli.loading import load_function, load_network
 from slamp.cli.run_file import RunFile, checked_run, read_run_file
@@ -154,13 +155,21 @@ def check_module_command(
     proven: dict[str, Any] | None = None
     if not problems and raster is not None:
         graph = capture(net, raster)
-        proven = {"samples": raster.batch, "steps": raster.steps, "graph_hash": graph.hash}
+        silent = calibrate(graph, raster).silent
+        proven = {"samples": raster.batch, "steps": raster.steps, "graph_hash": graph.hash, "silent_layers": silent}
     if as_json:
         _print_json({"modules": [asdict(report) for report in reports], "works": not problems, "captured": proven})
     else:
         console.print(module_table(reports))
-        if proven:
-            console.print(f"[bold green]captured[/]: every cell of {raster.batch} samples agrees")  # type: ignore[union-attr]  # proven needs a raster
+        if proven and proven["silent_layers"]:
+            console.print(
+                f"captured, but no spike in {', '.join(proven['silent_layers'])}, so agreement proves nothing there; "
+                "give livelier samples, or scale the weights up",
+                style="yellow",
+                soft_wrap=True,
+            )
+        elif proven:
+            console.print(f"[bold green]captured[/]: every cell of {proven['samples']} samples agrees")
         elif not problems:
             console.print("every module can be captured; give SAMPLES to prove it cell for cell")
         for report in problems[1:]:

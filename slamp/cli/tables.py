@@ -17,6 +17,8 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(before_after(summary))
     console.print(layer_table(summary))
     console.print(budget_table(summary))
+    if summary["shortfall"]:
+        console.print(summary["shortfall"], style="yellow", soft_wrap=True, markup=False, highlight=False)
     if summary["folding"]:
         folding = summary["folding"]
         console.print(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch and NumPy are imported: threads of several test processes wait for one another up to ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -567,7 +567,25 @@ def test_other_items_are_refused() -> None:
         calibrate(graph, [raster.data])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("items", [[{"x": torch.zeros(2, 3)}], [torch.zeros(3)], [(torch.zeros(3, 2, 2), 1, 2)]])
+@pytest.mark.parametrize("more", [(torch.rand(4),), (torch.eye(4), ["a"] * 4), ()], ids=["floats", "one-hot", "none"])
+def test_labels_of_any_kind_are_no_hindrance(more: tuple[object, ...]) -> None:
+    net, raster = build("dense_box", batch=4)
+    graph, _ = read_graph(net, raster.features, raster.dt)
+    batch = (raster.data.transpose(0, 1), *more)
+    loader = torch.utils.data.DataLoader([batch], batch_size=None)  # type: ignore[arg-type]  # a list is a data set
+    assert calibrate(graph, loader).sops == calibrate(graph, raster).sops
+
+
+def test_event_counts_are_refused_with_a_remedy() -> None:
+    net, raster = build("dense_box", batch=4)
+    counts = 2 * raster.data.transpose(0, 1).to(torch.int16)
+    loader = torch.utils.data.DataLoader([counts], batch_size=None)  # type: ignore[arg-type]  # a list is a data set
+    graph, _ = read_graph(net, raster.features, raster.dt)
+    with pytest.raises(RasterError, match="make event counts spikes with data > 0"):
+        calibrate(graph, loader)
+
+
+@pytest.mark.parametrize("items", [[{"x": torch.zeros(2, 3)}], [torch.zeros(3)], [("a", 1)]])
 def test_other_items_of_a_data_loader_are_refused(items: list[object]) -> None:
     loader = torch.utils.data.DataLoader(items, batch_size=None)  # type: ignore[arg-type]
     with pytest.raises(RasterError, match=r"data loader: an item is .*; allowed are tensors"):

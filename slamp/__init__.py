@@ -30,6 +30,7 @@ from slamp.graph import SpikingGraph, load_graph
 from slamp.manifest import Artifact, open_artifact
 from slamp.masks import Masks, load_masks, load_pruned, make_masks, save_masks, save_pruned
 from slamp.measure import accuracy
+from slamp.profile import Profile, installed_profiles, load_profile
 from slamp.prune import Pruned, Pruning, prune
 from slamp.raster import SpikeRaster, load_samples, save_samples
 from slamp.reading import load_nir
@@ -37,6 +38,7 @@ from slamp.recover import recover
 from slamp.retrain import Train, retrain
 from slamp.score import Scores, score
 from slamp.simulate import Recording, simulate
+from slamp.usage import Usage, usage
 from slamp.verification import Verification
 from slamp.verify import verify, verify_directory
 
@@ -49,6 +51,7 @@ __all__ = [
     "Checkpoint",
     "Masks",
     "Plan",
+    "Profile",
     "Pruned",
     "Pruning",
     "Recording",
@@ -58,6 +61,7 @@ __all__ = [
     "SpikeRaster",
     "SpikingGraph",
     "Train",
+    "Usage",
     "Verification",
     "accuracy",
     "allocate",
@@ -69,9 +73,11 @@ __all__ = [
     "export",
     "fold_batchnorm",
     "installed_exporters",
+    "installed_profiles",
     "load_graph",
     "load_masks",
     "load_nir",
+    "load_profile",
     "load_pruned",
     "load_samples",
     "make_masks",
@@ -84,6 +90,7 @@ __all__ = [
     "save_samples",
     "score",
     "simulate",
+    "usage",
     "verify",
     "verify_directory",
 ]

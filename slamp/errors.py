@@ -37,6 +37,10 @@ class BudgetError(SlampError, ValueError):
     """A budget is malformed or cannot be met; the message names the budget."""
 
 
+class ProfileError(SlampError, ValueError):
+    """A hardware profile is missing or has a wrong entry; the message names file, line and key."""
+
+
 class MaskError(SlampError, ValueError):
     """Masks do not belong to the network they are applied to."""
 

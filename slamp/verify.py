@@ -130,23 +130,30 @@ def verify_directory(
     """
     artifact = open_artifact(directory)
     graph = artifact.graph()
-    if samples is None:
-        exporter = find_exporter(artifact.target)()
-        if not isinstance(exporter, GoldenExporter):
-            raise ArtifactError(
-                f"{artifact.directory}: exporter {artifact.target!r} leaves no golden input; name a samples file"
-            )
-        samples = exporter.read_golden(artifact)
     return verify(
         artifact,
         graph,
-        samples,
+        golden_input(artifact) if samples is None else samples,
         batch=batch,
         runner=runner,
         runner_name=runner_name,
         progress=progress,
         record=record,
     )
+
+
+def golden_input(artifact: Artifact) -> SpikeRaster:
+    """Return the input raster an exporter left beside its files.
+
+    Raises:
+        ArtifactError: There is none, or it is damaged.
+    """
+    exporter = find_exporter(artifact.target)()
+    if not isinstance(exporter, GoldenExporter):
+        raise ArtifactError(
+            f"{artifact.directory}: exporter {artifact.target!r} leaves no golden input; name a samples file"
+        )
+    return exporter.read_golden(artifact)
 
 
 @dataclass(frozen=True, eq=False)

@@ -573,6 +573,65 @@ def test_doctor_says_what_is_here(cli: Cli) -> None:
     assert json.loads(text)["packages"]["norse"] == "1.1.0"
 
 
+# profiles, usage
+
+
+def test_profiles_are_listed_and_shown_with_their_sources(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, text, err = cli("profiles")
+    assert (code, err) == (0, "")
+    for name in slamp.installed_profiles():
+        assert name in text
+    assert "budget only" in text
+    code, text, _ = cli("profiles", "loihi2")
+    assert code == 0
+    assert "limits.neurons_per_core" in text
+    assert "Davies" not in text
+    code, text, _ = cli("profiles", "loihi1", "--sources")
+    assert code == 0
+    assert "Davies et al." in text
+    code, text, _ = cli("profiles", "--json")
+    assert code == 0
+    assert [entry["name"] for entry in json.loads(text)] == list(slamp.installed_profiles())
+    code, text, _ = cli("profiles", "truenorth", "--json")
+    assert json.loads(text)["limits"]["neurons_per_core"]["value"] == 256
+    code, text, _ = cli("profiles", "--schema")
+    assert json.loads(text)["title"] == "Profile"
+
+
+def test_a_profile_that_is_none(cli: Cli, tmp_path: Path) -> None:
+    assert_one_error(*cli("profiles", "loihi3"), "'loihi3' is not installed", "akida1000")
+    (tmp_path / "mine.toml").write_text("schema_version = 1\nspam = 2\n")
+    assert_one_error(*cli("profiles", tmp_path / "mine.toml"), "mine.toml:2: spam: unknown key")
+
+
+def test_usage_of_one_chip_and_of_all(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, text, err = cli("usage", place / "run" / "nir", "--profile", "loihi1")
+    assert (code, err) == (0, "")
+    for found in ("synaptic memory, bits", "largest fan-in", "SOPs per sample", "davies2018", "cheapest"):
+        assert found in text
+    code, text, _ = cli("usage", place / "run", place / "more.npz", "--profile", "speck2f")
+    assert code == 0
+    assert "cannot run: 1: LIF does not run on speck2f" in text
+    code, text, _ = cli("usage", place / "run", "--all")
+    assert code == 0
+    assert all(name in text for name in slamp.installed_profiles())
+    code, text, _ = cli("usage", place / "run", "--all", "--json")
+    assert [entry["profile"] for entry in json.loads(text)] == list(slamp.installed_profiles())
+    code, text, _ = cli("usage", place / "run", "--profile", "loihi1", "--json")
+    rows = {row["resource"]: row for row in json.loads(text)["rows"]}
+    graph = slamp.open_artifact(place / "run" / "nir").graph()
+    kept = sum(int(np.count_nonzero(node.weight)) for node in graph.weighted.values())
+    assert rows["weights kept"]["used"] == kept
+
+
+def test_usage_needs_one_chip_or_all(place: Path, cli: Cli) -> None:
+    assert_one_error(*cli("usage", place / "run"), "give either --profile NAME or --all")
+    assert_one_error(*cli("usage", place / "run", "--all", "--profile", "loihi1"), "give either")
+    assert_one_error(*cli("usage", place / "nowhere", "--all"), "manifest.json: missing")
+
+
 def test_version(cli: Cli) -> None:
     assert cli("--version") == (0, f"slamp {slamp.__version__}\n", "")
 
@@ -580,7 +639,7 @@ def test_version(cli: Cli) -> None:
 def test_help_names_every_command(cli: Cli) -> None:
     code, text, _ = cli("--help")
     assert code == 0
-    for name in ("demo", "compress", "check-module", "verify", "report", "doctor", "witness"):
+    for name in ("demo", "compress", "check-module", "verify", "report", "doctor", "witness", "profiles", "usage"):
         assert name in text
 
 

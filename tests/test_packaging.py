@@ -57,7 +57,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     sources = {
         path.relative_to(ROOT).as_posix()
         for package in ("slamp", "exporters", "hw_profiles")
-        for pattern in ("*.py", "py.typed", "*.html", "*.toml")
+        for pattern in ("*.py", "py.typed", "*.html", "*.toml", "*.json")
         for path in (ROOT / package).rglob(pattern)
     }
     assert {name for name in names if not name.startswith(information)} == sources

@@ -18,17 +18,21 @@ from slamp.budget import Budget, parse_budget
 from slamp.calibrate import calibrate
 from slamp.capture import capture, check_module
 from slamp.cli.loading import load_function, load_network
+from slamp.cli.profiles import profile_lines, profile_table, profiles_table
 from slamp.cli.run_file import RunFile, checked_run, read_run_file
 from slamp.cli.tables import module_table, print_run, print_verdicts
+from slamp.cli.usage import comparison_table, encodings_table, usage_json, usage_table
 from slamp.compress import RUN, Run, compress
 from slamp.demo.run import run_demo
 from slamp.errors import ArtifactError, RunFileError, UnsupportedModuleError
 from slamp.health import health
-from slamp.manifest import MANIFEST
+from slamp.manifest import MANIFEST, open_artifact
+from slamp.profile import installed_profiles, load_profile, profile_schema
 from slamp.raster import load_samples
 from slamp.report import HTML_NAME
 from slamp.summary import FORMAT
-from slamp.verify import verify_directory
+from slamp.usage import usage
+from slamp.verify import golden_input, verify_directory
 from slamp.witnesses import find_witness
 
 app = typer.Typer(
@@ -235,6 +239,66 @@ def report_command(
     console = _console(as_json)
     print_run(console, summary)
     console.print(_where(directory), soft_wrap=True, markup=False)
+
+
+@app.command("profiles")
+def profiles_command(
+    profile: Annotated[str | None, typer.Argument(help="Name of a chip, or a TOML file of your own.")] = None,
+    sources: Annotated[bool, typer.Option("--sources", help="Say where every number comes from.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a profile, for editors.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the hardware profiles, or show every number of one."""
+    if schema:
+        _print_json(profile_schema())
+        return
+    console = _console(as_json)
+    if profile is None:
+        found = [load_profile(name) for name in installed_profiles()]
+        if as_json:
+            _print_json([entry.model_dump(mode="json", exclude_defaults=True) for entry in found])
+        else:
+            console.print(profiles_table(found))
+        return
+    chip = load_profile(profile)
+    if as_json:
+        _print_json(chip.model_dump(mode="json", exclude_defaults=True))
+        return
+    console.print(profile_table(chip, sources=sources))
+    for line in profile_lines(chip):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command("usage")
+def usage_command(
+    directory: Annotated[Path, typer.Argument(help="An exported directory, or a result of slamp compress or demo.")],
+    samples: Annotated[
+        Path | None, typer.Argument(help="npz with spikes; default: the golden input beside the files.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="Name of a chip, or a TOML file of your own.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Compare all chips, one row each.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what an exported network takes of a chip, resource by resource, or how it fits on every chip."""
+    if (profile is None) != everything:
+        raise RunFileError("usage: give either --profile NAME or --all")
+    artifact = open_artifact(_artifacts(directory)[0])
+    graph = artifact.graph()
+    raster = golden_input(artifact) if samples is None else load_samples(samples)
+    activity = calibrate(graph, raster, fold=False)
+    names = list(installed_profiles()) if profile is None else [profile]
+    found = [usage(graph, load_profile(name), activity) for name in names]
+    if as_json:
+        _print_json([usage_json(entry) for entry in found] if everything else usage_json(found[0]))
+        return
+    console = _console(as_json)
+    if everything:
+        console.print(comparison_table(found))
+        return
+    console.print(usage_table(found[0]))
+    console.print(encodings_table(found[0]))
+    for text in found[0].unsupported:
+        console.print(f"cannot run: {text}", style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

@@ -1,0 +1,101 @@
+"""`slamp usage`: what an exported network takes of a chip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from slamp.profile import STARRED
+from slamp.usage import Usage, UsageRow
+
+
+def usage_table(found: Usage) -> Table:
+    """One row per resource; vendor and assumed numbers carry a star."""
+    table = Table(title=f"usage of {found.profile} ({found.route})", title_justify="left")
+    for column in ("resource", "used", "limit", "used / limit", "status", "source, note"):
+        right = column in ("used", "limit", "used / limit")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in found.rows:
+        said = "; ".join(text for text in (row.source, row.note) if text)
+        style = "" if row.fits else "red"
+        table.add_row(row.resource, _number(row.used), _limit(row), _share(row), row.status, said, style=style)
+    return table
+
+
+def encodings_table(found: Usage) -> Table:
+    """One row per layer: bits in every encoding, the cheapest named."""
+    names = list(dict.fromkeys(name for layer in found.layers.values() for name in layer.bits))
+    table = Table(title="synaptic memory, bits", title_justify="left")
+    table.add_column("layer")
+    for column in ("weights", "kept", *names):
+        table.add_column(column, justify="right")
+    table.add_column("cheapest")
+    table.add_column("zeros pay below", justify="right")
+    for name, layer in found.layers.items():
+        below = "never" if layer.pays_below is None else f"{layer.pays_below:.2f}"
+        bits = [f"{layer.bits[encoding]:,.0f}" if encoding in layer.bits else "-" for encoding in names]
+        table.add_row(name, f"{layer.weights:,}", f"{layer.synapses:,}", *bits, layer.encoding or "unknown", below)
+    return table
+
+
+def comparison_table(found: Sequence[Usage]) -> Table:
+    """One row per chip: whether the network fits, what is tightest, and what cannot run."""
+    table = Table(title="how the network fits", title_justify="left")
+    for column in ("profile", "route", "fits", "tightest resource", "used / limit", "cannot run"):
+        table.add_column(column, justify="right" if column == "used / limit" else "left", overflow="fold")
+    for entry in found:
+        tightest = entry.tightest
+        style = "" if entry.fits else "red"
+        kinds = sorted({text.partition(": ")[2].partition(" does not run")[0] for text in entry.unsupported})
+        table.add_row(
+            entry.profile,
+            entry.route,
+            _fits(entry),
+            "" if tightest is None else tightest.resource,
+            "" if tightest is None else _share(tightest),
+            ", ".join(kinds),
+            style=style,
+        )
+    return table
+
+
+def usage_json(found: Usage) -> dict[str, Any]:
+    """Return a usage as plain data."""
+    rows = [{**asdict(row), "fits": row.fits} for row in found.rows]
+    layers = {name: {**asdict(layer), "bits": dict(layer.bits)} for name, layer in found.layers.items()}
+    return {
+        "profile": found.profile,
+        "route": found.route,
+        "fits": found.fits,
+        "rows": rows,
+        "layers": layers,
+        "unsupported": list(found.unsupported),
+    }
+
+
+def _fits(entry: Usage) -> str:
+    if not entry.fits:
+        return "no"
+    if entry.tightest is None:
+        return "no limit known"
+    return "in size only" if entry.unsupported else "yes"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.3g}"
+
+
+def _limit(row: UsageRow) -> str:
+    if row.limit is None:
+        return "unknown" if row.status == "unknown" and row.used is not None else ""
+    return f"{_number(row.limit)} *" if row.status in STARRED else _number(row.limit)
+
+
+def _share(row: UsageRow) -> str:
+    share = row.share
+    return "" if share is None else f"{100 * share:.3g} %"

@@ -1,0 +1,369 @@
+"""`usage`: what a network takes of a chip, resource by resource, each against its limit and with the limit's source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from slamp.activity import Activity
+from slamp.encodings import SynapseLists, synapse_bits, synapse_lists
+from slamp.errors import ProfileError
+from slamp.graph import SpikingGraph
+from slamp.nodes import NEURON, SPIKING, Shape, Weighted
+from slamp.placement import kernel_cores
+from slamp.profile import Energy, Figure, Profile
+from slamp.taps import connections, fan_out, weighted_sum
+
+DENSITIES = tuple(k / 100 for k in range(100, 0, -1))
+
+
+@dataclass(frozen=True)
+class UsageRow:
+    """One resource.
+
+    Attributes:
+        resource: What is counted, with its unit.
+        used: How much the network takes; None if that cannot be said (``note`` says why).
+        limit: What the chip has; None if the chip has no such limit or nobody knows it.
+        status: Of the limit, or of the price behind ``used``; "counted" if neither is involved.
+        source: Citation of it.
+        note: Explanation.
+    """
+
+    resource: str
+    used: float | None
+    limit: float | None = None
+    status: str = "counted"
+    source: str = ""
+    note: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """False if more is used than there is."""
+        return self.used is None or self.limit is None or self.used <= self.limit
+
+    @property
+    def share(self) -> float | None:
+        """Used over limit."""
+        return None if self.used is None or not self.limit else self.used / self.limit
+
+
+@dataclass(frozen=True)
+class LayerUsage:
+    """Synapses of one weighted layer.
+
+    Attributes:
+        weights: Weights, zeros included.
+        synapses: Weights that are not zero.
+        connections: Unrolled connections that are not zero.
+        bits: Bits in every encoding the chip has for such a layer.
+        encoding: The cheapest; empty if the chip's encodings are unknown.
+        pays_below: Density below which the cheapest list of non-zeros takes fewer bits than the dense layer does,
+            for zeros spread at random; None if there is none.
+    """
+
+    weights: int
+    synapses: int
+    connections: int
+    bits: Mapping[str, float]
+    encoding: str
+    pays_below: float | None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a network takes of a chip.
+
+    Attributes:
+        profile: Name of the chip.
+        route: How it gets there, or "budget only".
+        rows: Every resource.
+        layers: By weighted node.
+        unsupported: What the chip cannot run, one sentence each.
+    """
+
+    profile: str
+    route: str
+    rows: tuple[UsageRow, ...]
+    layers: Mapping[str, LayerUsage]
+    unsupported: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """True if no known limit is exceeded (unsupported nodes are another matter)."""
+        return all(row.fits for row in self.rows)
+
+    @property
+    def tightest(self) -> UsageRow | None:
+        """The resource of which the largest share of a known limit is used; None if no limit is known."""
+        limited = [row for row in self.rows if row.share is not None]
+        return max(limited, key=lambda row: row.share or 0.0, default=None)
+
+    def __getitem__(self, resource: str) -> UsageRow:
+        """Return the row of a resource; KeyError if there is none."""
+        for row in self.rows:
+            if row.resource == resource:
+                return row
+        raise KeyError(resource)
+
+
+def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
+    """Count what a network takes of a chip.
+
+    SOPs, spikes and energy are means per sample, measured. Cores are a lower bound: layer by layer, the resource that
+    needs most cores; routing can only raise it. An energy total is given only if every counted term has a price.
+
+    Args:
+        graph: The network, as it ships.
+        profile: The chip, see `slamp.load_profile`.
+        activity: What `slamp.calibrate` measured on ``graph``.
+
+    Raises:
+        ProfileError: The activity was measured on another graph, or the profile lacks a parameter of an encoding.
+    """
+    if activity.graph_hash != graph.hash:
+        raise ProfileError(
+            f"usage: the activity was measured on graph {activity.graph_hash[:12]}, this is {graph.hash[:12]}; "
+            "calibrate this graph"
+        )
+    layers = {name: _layer(graph, name, node, profile) for name, node in graph.weighted.items()}
+    rows = [
+        *_synapses(graph, layers, profile),
+        *_neurons(graph, profile),
+        *_cores(graph, layers, profile),
+        *_operations(graph, activity),
+    ]
+    rows += [_energy(name, energy, rows, profile) for name, energy in profile.energy.items()]
+    return Usage(profile.name, profile.route, tuple(rows), layers, tuple(_unsupported(graph, profile)))
+
+
+def _layer(graph: SpikingGraph, name: str, node: Weighted, profile: Profile) -> LayerUsage:
+    shape = graph.shapes[graph.sources(name)[0]]
+    lists = synapse_lists(node, shape)
+    bits = _all_bits(lists, profile)
+    unrolled = weighted_sum(node, node.weight != 0, connections(node, shape))
+    return LayerUsage(
+        weights=int(node.weight.size),
+        synapses=int(np.count_nonzero(node.weight)),
+        connections=round(unrolled),
+        bits=bits,
+        encoding=min(bits, key=lambda encoding: bits[encoding]) if bits else "",
+        pays_below=_pays_below(node, shape, profile),
+    )
+
+
+def _all_bits(lists: SynapseLists, profile: Profile) -> dict[str, float]:
+    kind = "convolution" if lists.convolution else "linear"
+    return {
+        name: synapse_bits(entry.rule, lists, {key: figure.number for key, figure in entry.parameters.items()})
+        for name, entry in profile.encodings.items()
+        if entry.layers in ("all", kind)
+    }
+
+
+def _pays_below(node: Weighted, shape: Shape, profile: Profile) -> float | None:
+    """Search the density at which random zeros begin to save bits, in steps of a hundredth."""
+    generator = np.random.default_rng(0)
+    order = generator.random(node.weight.shape)
+    lists = {}
+
+    def least(density: float) -> float:
+        mask = (order < density).astype(np.float32)
+        kind = type(node)
+        values = {field: getattr(node, field) for field in node.__dataclass_fields__}
+        lists[density] = synapse_lists(kind(**{**values, "weight": mask}), shape)
+        return min(_all_bits(lists[density], profile).values(), default=math.inf)
+
+    full = least(1.0)
+    if not math.isfinite(full) or least(DENSITIES[-1]) >= full:
+        return None
+    low, high = 0, len(DENSITIES) - 1  # DENSITIES falls: at low nothing is saved, at high something is
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if least(DENSITIES[middle]) < full else (middle, high)
+    return DENSITIES[high]
+
+
+def _synapses(graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile: Profile) -> Iterator[UsageRow]:
+    limits = profile.limits
+    kept = sum(layer.synapses for layer in layers.values())
+    unrolled = sum(layer.connections for layer in layers.values())
+    yield UsageRow("weights kept", kept)
+    yield _row(profile, "unrolled connections", unrolled, limits.synapses_per_chip)
+    if any(not layer.bits for layer in layers.values()):
+        yield UsageRow("synaptic memory, bits", None, note="how the chip stores synapses is not known")
+    else:
+        bits = sum(layer.bits[layer.encoding] for layer in layers.values())
+        yield _row(profile, "synaptic memory, bits", bits, limits.synapse_bits_per_core, times=limits.cores_per_chip)
+    fan_in, reached, mean = _fans(graph)
+    yield _row(profile, "largest fan-in", fan_in, limits.fan_in)
+    yield _row(profile, "largest fan-out of a neuron", reached, limits.fan_out)
+    yield _row(profile, "mean fan-out of a neuron", mean, limits.fan_out_mean)
+
+
+def _fans(graph: SpikingGraph) -> tuple[float, float, float]:
+    """Largest number of synapses into a neuron and out of one, and the mean out of one, unrolled, inputs left out."""
+    fan_in, outs = 0.0, [np.zeros(1)]
+    for name, node in graph.weighted.items():
+        shape = graph.shapes[graph.sources(name)[0]]
+        per_output = (node.weight != 0).reshape(node.weight.shape[0], -1).sum(1)
+        fan_in = max(fan_in, float(per_output.max()))
+        if _behind_neurons(graph, name):
+            outs.append(fan_out(node, shape, node.weight != 0).reshape(-1))
+    reached = np.concatenate(outs)
+    return fan_in, float(reached.max()), float(reached[1:].mean()) if len(outs) > 1 else 0.0
+
+
+def _behind_neurons(graph: SpikingGraph, name: str) -> bool:
+    """True if what a layer reads comes from neurons, not from the input."""
+    return any(
+        isinstance(graph.nodes[source], NEURON) or _behind_neurons(graph, source) for source in graph.sources(name)
+    )
+
+
+def _neurons(graph: SpikingGraph, profile: Profile) -> Iterator[UsageRow]:
+    limits = profile.limits
+    count = sum(math.prod(graph.shapes[name]) for name, node in graph.nodes.items() if isinstance(node, NEURON))
+    if limits.neurons_per_chip is not None:
+        yield _row(profile, "neurons", count, limits.neurons_per_chip)
+    else:
+        yield _row(profile, "neurons", count, limits.neurons_per_core, times=limits.cores_per_chip)
+    yield _row(profile, "input channels", math.prod(graph.shapes[graph.input]), limits.input_channels)
+    yield _row(profile, "output neurons", math.prod(graph.shapes[graph.output]), limits.output_neurons)
+
+
+def _cores(graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile: Profile) -> Iterator[UsageRow]:
+    if profile.mapping.rule == "one layer per core":
+        yield _kernel_cores_row(graph, profile)
+        return
+    per_layer = [_least_cores(graph, name, layer, profile) for name, layer in layers.items()]
+    if any(cores is None for cores, _ in per_layer):
+        yield UsageRow("cores, at least", None, note="no limit of a core is known")
+        return
+    needed = sum(cores or 0 for cores, _ in per_layer)
+    if profile.mapping.rule == "single core":
+        needed = max((cores or 0 for cores, _ in per_layer), default=0)
+    reasons = [f"{name}: {cores} for {why}" for name, (cores, why) in zip(layers, per_layer, strict=True)]
+    yield _row(profile, "cores, at least", needed, profile.limits.cores_per_chip, note="; ".join(reasons))
+
+
+def _least_cores(graph: SpikingGraph, name: str, layer: LayerUsage, profile: Profile) -> tuple[int | None, str]:
+    """Cores a layer needs, and the resource that asks for them; None if no limit of a core is known."""
+    limits = profile.limits
+    shape = graph.shapes[graph.sources(name)[0]]
+    wanted: list[tuple[str, float, Figure | None]] = [
+        ("neurons", math.prod(graph.shapes[name]), limits.neurons_per_core),
+        ("input axons", math.prod(shape), limits.axons_in_per_core),
+        ("synapses", layer.connections, limits.synapses_per_core),
+    ]
+    if layer.bits:
+        wanted.append(("synaptic memory", layer.bits[layer.encoding], limits.synapse_bits_per_core))
+    known = [
+        (math.ceil(used / limit.number), what)
+        for what, used, limit in wanted
+        if limit is not None and limit.value is not None
+    ]
+    return max(known, key=lambda pair: pair[0], default=(None, ""))
+
+
+def _kernel_cores_row(graph: SpikingGraph, profile: Profile) -> UsageRow:
+    limits = profile.limits
+    kernels, neurons = limits.kernel_words_of_core, limits.neuron_words_of_core
+    if (
+        kernels is None
+        or neurons is None
+        or not isinstance(kernels.value, tuple)
+        or not isinstance(neurons.value, tuple)
+    ):
+        return UsageRow("cores, at least", None, note="the memories of the cores are not known")
+    placed = kernel_cores(graph, kernels.value, neurons.value)
+    count = len(graph.weighted)
+    if placed is None:
+        return UsageRow(
+            "cores, at least",
+            float(len(kernels.value) + 1),
+            float(len(kernels.value)),
+            kernels.status,
+            _cited(profile, kernels),
+            "no assignment of layers to cores fits kernel and neuron memories; remove whole channels",
+        )
+    where = ", ".join(f"{name} on core {core}" for name, core in placed.items())
+    return _row(profile, "cores, at least", count, limits.cores_per_chip, note=where)
+
+
+def _operations(graph: SpikingGraph, activity: Activity) -> Iterator[UsageRow]:
+    spikes_fed = [layer.operations for layer in activity.layers.values() if layer.from_spikes]
+    busiest = float(np.sum(spikes_fed, axis=0).max()) if spikes_fed else 0.0
+    neurons = sum(math.prod(graph.shapes[name]) for name, node in graph.nodes.items() if isinstance(node, NEURON))
+    yield UsageRow("SOPs per sample", activity.sops)
+    yield UsageRow("SOPs in the busiest step", busiest)
+    yield UsageRow("MACs per sample", activity.macs, note="of layers with analog input, which stay on the host")
+    yield UsageRow("spikes per sample", activity.spikes)
+    yield UsageRow("neuron updates per sample", float(neurons * activity.steps))
+
+
+def _energy(name: str, energy: Energy, rows: list[UsageRow], profile: Profile) -> UsageRow:
+    """Price what was counted; without a total as soon as a counted term has no price."""
+    resource = f"energy per sample, pJ ({name}, {energy.scope})"
+    counted = {row.resource: row.used or 0.0 for row in rows}
+    terms: list[tuple[str, float, Figure | None]] = [("SOPs", counted["SOPs per sample"], energy.sop_pj)]
+    if energy.scope == "per_term":
+        terms += [
+            ("neuron updates", counted["neuron updates per sample"], energy.neuron_active_pj),
+            ("spikes", counted["spikes per sample"], energy.spike_pj),
+        ]
+        if counted["MACs per sample"]:
+            terms.append(("MACs", counted["MACs per sample"], energy.mac_pj))
+    if energy.scope == "power":
+        return UsageRow(resource, None, note="power times time; the time of a step on this chip is not modeled")
+    missing = [what for what, count, price in terms if count and (price is None or price.value is None)]
+    priced = [(count, price) for _, count, price in terms if price is not None and price.value is not None]
+    partial = sum(count * price.number for count, price in priced)
+    figure = next(iter(sorted((price for _, price in priced), key=lambda price: not price.starred)), None)
+    status = "unknown" if figure is None else figure.status
+    source = "" if figure is None else _cited(profile, figure)
+    if missing:
+        note = f"no price for {', '.join(missing)}; the priced terms come to {partial:,.0f} pJ"
+        return UsageRow(resource, None, None, status, source, note)
+    note = "every neuron update at the active price; routing not counted" if energy.scope == "per_term" else ""
+    return UsageRow(resource, partial, None, status, source, note)
+
+
+def _unsupported(graph: SpikingGraph, profile: Profile) -> Iterator[str]:
+    allowed = set(profile.support.nodes) | {"Input", "Output"}
+    for name, node in graph.nodes.items():
+        kind = type(node).__name__
+        if kind not in allowed:
+            yield f"{name}: {kind} does not run on {profile.name}; it runs {', '.join(profile.support.nodes) or 'none'}"
+        elif isinstance(node, SPIKING) and node.reset not in profile.support.resets:
+            resets = " or ".join(profile.support.resets) or "none"
+            yield f"{name}: reset by {node.reset} does not run on {profile.name}; it resets by {resets}"
+
+
+def _row(
+    profile: Profile,
+    resource: str,
+    used: float,
+    figure: Figure | None,
+    *,
+    times: Figure | None = None,
+    note: str = "",
+) -> UsageRow:
+    """A row against a limit, or against one per core times the number of cores."""
+    if figure is None:
+        return UsageRow(resource, float(used), note=note)
+    if figure.value is None:
+        unknown = "the limit is not known"
+        return UsageRow(resource, float(used), None, "unknown", note=f"{unknown}; {note}" if note else unknown)
+    limit, status = figure.number, figure.status
+    if times is not None and times.value is not None:
+        limit *= times.number
+        status = times.status if times.starred else status
+    return UsageRow(resource, float(used), limit, status, _cited(profile, figure), note)
+
+
+def _cited(profile: Profile, figure: Figure) -> str:
+    return "; ".join(profile.sources[name].cite for name in figure.source)

@@ -1,0 +1,205 @@
+"""What a network takes of a chip: every row by another count, and what cannot be said stays unsaid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import slamp
+from networks import build
+from slamp.cli.usage import comparison_table, encodings_table, usage_json, usage_table
+from slamp.dynamics import stateless_function
+from slamp.encodings import synapse_bits, synapse_lists
+from slamp.errors import ProfileError
+from slamp.graph import SpikingGraph
+from slamp.nodes import NEURON, Affine, Linear, frozen_array
+from slamp.profile import Profile, installed_profiles, load_profile
+from slamp.usage import Usage, usage
+from test_profile import MINE
+
+
+@pytest.fixture(scope="module")
+def pruned() -> tuple[SpikingGraph, slamp.Activity]:
+    net, raster = build("conv_box", batch=8)
+    graph = slamp.capture(net, raster)
+    generator = np.random.default_rng(0)
+    masked = {
+        name: replace(node, weight=frozen_array(node.weight * (generator.random(node.weight.shape) < 0.4)))
+        for name, node in graph.weighted.items()
+    }
+    graph = graph.with_nodes(masked)
+    return graph, slamp.calibrate(graph, raster, fold=False)
+
+
+def unrolled(graph: SpikingGraph, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Synapses into every output and out of every input of a layer, by impulses one after another."""
+    node = graph.weighted[name]
+    shape = graph.shapes[graph.sources(name)[0]]
+    ones = graph.with_nodes({name: replace(node, weight=frozen_array(node.weight != 0))}).nodes[name]
+    function = stateless_function(_without_bias(ones), "cpu")
+    impulses = torch.eye(int(np.prod(shape))).reshape(-1, *shape)
+    reached = function(impulses).flatten(1).numpy()
+    return reached.sum(0), reached.sum(1)
+
+
+def _without_bias(node: object) -> object:
+    return Linear(node.weight) if isinstance(node, Affine) else replace(node, bias=None)
+
+
+def test_counts_are_those_of_impulses(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, activity = pruned
+    found = usage(graph, load_profile("loihi1"), activity)
+    into = {name: unrolled(graph, name)[0] for name in graph.weighted}
+    out = {name: unrolled(graph, name)[1] for name in graph.weighted}
+    _, *later = graph.weighted
+    assert found["unrolled connections"].used == sum(counts.sum() for counts in into.values())
+    assert found["largest fan-in"].used == max(counts.max() for counts in into.values())
+    assert found["largest fan-out of a neuron"].used == max(out[name].max() for name in later)
+    assert found["mean fan-out of a neuron"].used == pytest.approx(np.concatenate([out[n] for n in later]).mean())
+    assert found["weights kept"].used == sum(np.count_nonzero(node.weight) for node in graph.weighted.values())
+    neurons = sum(np.prod(graph.shapes[n]) for n, node in graph.nodes.items() if isinstance(node, NEURON))
+    assert found["neurons"].used == neurons
+    assert found["neuron updates per sample"].used == neurons * activity.steps
+    assert found["SOPs per sample"].used == activity.sops
+    steps = sum(layer.operations for layer in activity.layers.values())
+    assert found["SOPs in the busiest step"].used == steps.max()
+
+
+def test_the_cheapest_encoding_of_every_layer_is_taken(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, activity = pruned
+    profile = load_profile("loihi1")
+    found = usage(graph, profile, activity)
+    total = 0.0
+    for name, node in graph.weighted.items():
+        lists = synapse_lists(node, graph.shapes[graph.sources(name)[0]])
+        bits = {
+            key: synapse_bits(entry.rule, lists, {k: f.number for k, f in entry.parameters.items()})
+            for key, entry in profile.encodings.items()
+        }
+        assert dict(found.layers[name].bits) == bits
+        assert bits[found.layers[name].encoding] == min(bits.values())
+        total += min(bits.values())
+    assert found["synaptic memory, bits"].used == total
+    assert found["synaptic memory, bits"].limit == 128 * 1024**2
+
+
+def test_the_density_at_which_zeros_begin_to_pay(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, activity = pruned
+    wide = load_profile("generic")
+    found = usage(graph, wide, activity)
+    for name, layer in found.layers.items():
+        node = graph.weighted[name]
+        assert layer.pays_below is not None
+        # One bit per weight against 32: a bitmap pays as soon as 1 in 32 weights is zero.
+        assert layer.pays_below == pytest.approx(1 - 1 / 32, abs=0.03), (name, node.weight.shape)
+    assert all(layer.pays_below is None for layer in usage(graph, load_profile("speck2f"), activity).layers.values())
+
+
+def test_energy_by_hand_and_no_total_without_a_price(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, activity = pruned
+    truenorth = usage(graph, load_profile("truenorth"), activity)
+    all_in = next(row for row in truenorth.rows if "all_in" in row.resource)
+    assert all_in.used == pytest.approx(26 * activity.sops)
+    for name in installed_profiles():
+        profile = load_profile(name)
+        rows = [row for row in usage(graph, profile, activity).rows if row.resource.startswith("energy")]
+        assert len(rows) == len(profile.energy)
+        for row, (key, energy) in zip(rows, profile.energy.items(), strict=True):
+            assert f"({key}, {energy.scope})" in row.resource
+            if energy.scope == "power":
+                assert row.used is None
+    stripped = load_profile("loihi1")
+    energy = dict(stripped.energy)
+    key = next(iter(energy))
+    energy[key] = energy[key].model_copy(update={"neuron_active_pj": None})
+    stripped = stripped.model_copy(update={"energy": energy})
+    row = next(r for r in usage(graph, stripped, activity).rows if f"({key}," in r.resource)
+    assert row.used is None
+    assert "no price for neuron updates" in row.note
+
+
+def test_more_than_there_is_does_not_fit(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, activity = pruned
+    profile = load_profile("loihi1")
+    assert usage(graph, profile, activity).fits
+    tight = profile.limits.neurons_per_core.model_copy(update={"value": 1})
+    limits = profile.limits.model_copy(update={"neurons_per_core": tight, "neurons_per_chip": None})
+    small = profile.model_copy(update={"limits": limits})
+    found = usage(graph, small, activity)
+    assert not found.fits
+    assert not found["neurons"].fits
+    assert not found["cores, at least"].fits
+    assert found.tightest is not None
+    assert found.tightest.share > 1
+
+
+def test_cores_are_bound_by_the_scarcest_resource(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, activity = pruned
+    profile = load_profile("loihi1")
+    found = usage(graph, profile, activity)
+    assert found["cores, at least"].used == len(graph.weighted)
+    memory = profile.limits.synapse_bits_per_core.model_copy(update={"value": 64})
+    small = profile.model_copy(update={"limits": profile.limits.model_copy(update={"synapse_bits_per_core": memory})})
+    scarce = usage(graph, small, activity)["cores, at least"]
+    layers = found.layers.values()
+    assert scarce.used == sum(np.ceil(layer.bits[layer.encoding] / 64) for layer in layers)
+    assert "for synaptic memory" in scarce.note
+
+
+def test_speck_places_one_layer_per_core(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, activity = pruned
+    profile = load_profile("speck2f")
+    found = usage(graph, profile, activity)
+    assert found["cores, at least"].used == len(graph.weighted)
+    assert " on core " in found["cores, at least"].note
+    assert any("LIF does not run on speck2f" in text for text in found.unsupported)
+    words = profile.limits.kernel_words_of_core.model_copy(update={"value": (1,) * 9})
+    small = profile.model_copy(update={"limits": profile.limits.model_copy(update={"kernel_words_of_core": words})})
+    refused = usage(graph, small, activity)
+    assert not refused.fits
+    assert "no assignment of layers to cores" in refused["cores, at least"].note
+
+
+def test_resets_the_chip_does_not_have_are_named() -> None:
+    net, raster = build("dense_box", batch=4)
+    graph = slamp.capture(net, raster)
+    found = usage(graph, load_profile("xylo2"), slamp.calibrate(graph, raster))
+    assert any("reset by value does not run on xylo2" in text for text in found.unsupported)
+
+
+def test_foreign_activity_is_refused(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, _ = pruned
+    net, raster = build("dense_box", batch=4)
+    with pytest.raises(ProfileError, match=r"the activity was measured on graph .*; calibrate this graph"):
+        usage(graph, load_profile("loihi1"), slamp.calibrate(slamp.capture(net, raster), raster))
+
+
+@pytest.mark.parametrize("name", sorted(installed_profiles()))
+def test_every_shipped_profile_gives_tables_and_plain_data(
+    name: str, pruned: tuple[SpikingGraph, slamp.Activity]
+) -> None:
+    graph, activity = pruned
+    found = usage(graph, load_profile(name), activity)
+    assert isinstance(found, Usage)
+    assert len(usage_table(found).rows) == len(found.rows)
+    assert len(encodings_table(found).rows) == len(graph.weighted)
+    assert len(comparison_table([found]).rows) == 1
+    assert usage_json(found)["profile"] == name
+    with pytest.raises(KeyError, match="joules"):
+        found["joules"]
+
+
+def test_the_users_own_profile_counts(tmp_path: Path, pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    (tmp_path / "mine.toml").write_text(MINE.replace("[encodings.list]", "[encodings.list]\nparameters.index_bits = "
+        '{ value = 8, unit = "bits", source = "sheet", status = "derived" }\nparameters.pointer_bits = '
+        '{ value = 0, unit = "bits", source = "sheet", status = "derived" }'))  # fmt: skip
+    graph, activity = pruned
+    profile: Profile = load_profile(tmp_path / "mine.toml")
+    found = usage(graph, profile, activity)
+    assert found["synaptic memory, bits"].used == 16 * found["weights kept"].used
+    assert found["neurons"].limit == 4 * 256
+    assert found["neurons"].status == "assumed"

@@ -22,10 +22,14 @@ from slamp.budget import Budget
 from slamp.costs import LayerCost, layer_costs, rank_ahead
 from slamp.curves import Curve
 from slamp.errors import BudgetError
+from slamp.memory import layer_memory_bits
 from slamp.score import Scores
 
 Counts = list[int]
 FILL_STEPS = 2000
+# Rounds and trials until the exact bits of a memory budget are met, and the share of it that counts as spent.
+MEMORY_ROUNDS, MEMORY_TRIALS = 2, 10
+MEMORY_SPENT = 0.98
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +72,14 @@ def allocate(scores: Scores, budget: Budget, *, cost_aware: bool = True) -> Plan
         BudgetError: A budget is below its least possible usage (the message names it), or SOPs are asked without
             activity.
     """
-    problem = _problem(scores, budget, cost_aware=cost_aware and not scores.cost_blind)
+    cost_aware = cost_aware and not scores.cost_blind
+    if budget.memory_bits is None:
+        return _allocated(scores, budget, cost_aware, {})
+    return _within_memory(scores, budget, cost_aware)
+
+
+def _allocated(scores: Scores, budget: Budget, cost_aware: bool, bits_per_weight: Mapping[str, float]) -> Plan:
+    problem = _problem(scores, budget, cost_aware=cost_aware, bits_per_weight=bits_per_weight)
     _check_feasible(problem)
     multipliers, counts = _multipliers(problem)
     counts = _fill(problem, multipliers, counts)
@@ -88,6 +99,62 @@ def allocate(scores: Scores, budget: Budget, *, cost_aware: bool = True) -> Plan
         multipliers=MappingProxyType(found),
         binding=tuple(name for name, value in found.items() if value > 0),
     )
+
+
+def _within_memory(scores: Scores, budget: Budget, cost_aware: bool) -> Plan:
+    """Allocate under a budget of synaptic memory, whose exact bits follow from the masks alone.
+
+    Within one allocation every weight of a layer takes the same: first what it takes at a guess, then what it took in
+    the best plan. What is asked of it is found by bisection on the exact bits.
+    """
+    limit, profile = budget.memory_bits, budget.profile
+    assert limit is not None
+    if profile is None:
+        raise BudgetError(
+            "memory_bits: depends on the chip; use profile.budget(memory_bits=...), or compress(profile=...)"
+        )
+
+    def exact(keep: Mapping[str, int]) -> dict[str, float]:
+        return {
+            name: layer_memory_bits(scores.graph, name, scores.largest(name, n), profile) for name, n in keep.items()
+        }
+
+    live = {name: layer.curve.live for name, layer in scores.layers.items()}
+    whole = exact(live)
+    least = exact({name: layer.minimum for name, layer in scores.layers.items()})
+    if sum(least.values()) > limit:
+        saves = "" if profile.sparsity.unstructured else f"; single zeros save nothing there: {profile.sparsity.reason}"
+        raise BudgetError(
+            f"memory_bits: the budget is {limit:.6g}, but one weight per layer needs {sum(least.values()):.6g} on "
+            f"{profile.name}{saves}; ask for at least that"
+        )
+    share = min(1.0, limit / sum(whole.values()))
+    keep = {name: max(1, round(share * n)) for name, n in live.items()}
+    most, best = 0.0, None
+    for _ in range(MEMORY_ROUNDS):
+        per_weight = {name: bits / keep[name] for name, bits in exact(keep).items()}
+        low, high = 0.0, sum(per_weight[name] * n for name, n in live.items())
+        asked = min(limit * (1 + MEMORY_SPENT) / 2, high)
+        for _ in range(MEMORY_TRIALS):
+            try:
+                plan = _allocated(scores, replace(budget, memory_bits=asked), cost_aware, per_weight)
+            except BudgetError as error:
+                if not str(error).startswith("memory_bits"):
+                    raise
+                low, asked = asked, (asked + high) / 2  # below one weight per layer, as they are accounted here
+                continue
+            used = sum(exact(plan.keep).values())
+            if most < used <= limit:
+                most, keep = used, dict(plan.keep)
+                best = replace(plan, usage=MappingProxyType({**plan.usage, "memory_bits": (used, limit)}))
+            if used <= limit and (used >= MEMORY_SPENT * limit or "memory_bits" not in plan.binding):
+                assert best is not None
+                return best
+            low, high = (asked, high) if used <= limit else (low, asked)
+            asked = (low + high) / 2
+    if best is None:
+        raise BudgetError(f"memory_bits: no plan within {limit:.6g} was found; ask for a little more")
+    return best
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +193,7 @@ class _Problem:
         return all(self.used(k, counts) <= limit for k, limit in enumerate(self.limits))
 
 
-def _problem(scores: Scores, budget: Budget, *, cost_aware: bool) -> _Problem:
+def _problem(scores: Scores, budget: Budget, *, cost_aware: bool, bits_per_weight: Mapping[str, float]) -> _Problem:
     names, limits = [], []
     for name, value in budget.given.items():
         if name in ("density", "sparsity"):
@@ -135,7 +202,7 @@ def _problem(scores: Scores, budget: Budget, *, cost_aware: bool) -> _Problem:
         else:
             names.append(name)
             limits.append(float(value))
-    costs = layer_costs(scores, names)
+    costs = layer_costs(scores, names, bits_per_weight)
     ranking = [[cost.mean if cost_aware else 1.0 for cost in row] for row in costs]
     curves = [layer.curve for layer in scores.layers.values()]
     minimum = [layer.minimum for layer in scores.layers.values()]

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from numbers import Real
 
-from slamp.errors import BudgetError
+import numpy as np
 
-NEEDS_PROFILE = ("memory_bits", "cores")
+from slamp.errors import BudgetError
+from slamp.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class Budget:
         sparsity: Share of the weights that must go, at least 0 and below 1; another way to say density.
         synapses: Unrolled connections: weights times the output positions at which they read a real input.
         sops: Synaptic operations, mean per sample.
-        memory_bits: Refused in this version: it depends on the encoding of a chip.
+        memory_bits: Synaptic memory of the chip, every layer in the cheapest encoding it has; needs ``profile``.
         cores: Refused in this version: it depends on the mapping to a chip.
+        profile: The chip.
 
     Raises:
         BudgetError: Nothing is given, density and sparsity are both given, or a number is out of its range.
@@ -34,6 +36,7 @@ class Budget:
     sops: float | None = None
     memory_bits: float | None = None
     cores: float | None = None
+    profile: Profile | None = None
 
     def __post_init__(self) -> None:
         given = self.given
@@ -43,20 +46,19 @@ class Budget:
             if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
                 raise BudgetError(f"budget: {name} is {value!r}; allowed is a finite number")
             # float32 numbers stand for the decimals they were written as: 0.1, not 0.10000000149
-            object.__setattr__(self, name, float(str(value)))
-        for name in NEEDS_PROFILE:
-            if name in given:
-                raise BudgetError(
-                    f"budget: {name} needs a hardware profile, which this version does not have; "
-                    "use density, synapses or sops"
-                )
+            object.__setattr__(self, name, float(str(value)) if isinstance(value, np.floating) else float(value))
+        if self.cores is not None:
+            raise BudgetError(
+                "budget: cores cannot be a budget in this version, which bounds them from below only; "
+                "use memory_bits, density, synapses or sops, and look at slamp usage"
+            )
         if "density" in given and "sparsity" in given:
             raise BudgetError("budget: density and sparsity are both given; they are 1 - each other, so give one")
         if self.density is not None and not 0 < self.density <= 1:
             raise BudgetError(f"budget: density is {self.density:g}; allowed is above 0 and at most 1, the share kept")
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise BudgetError(f"budget: sparsity is {self.sparsity:g}; allowed is 0 to below 1, the share removed")
-        for name in ("synapses", "sops"):
+        for name in ("synapses", "sops", "memory_bits"):
             if name in given and given[name] <= 0:
                 raise BudgetError(f"budget: {name} is {given[name]:g}; allowed is a number above 0")
 
@@ -66,11 +68,11 @@ class Budget:
         return {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
 
 
-BUDGETS = tuple(field.name for field in fields(Budget))
+BUDGETS = tuple(field.name for field in fields(Budget) if field.name != "profile")
 
 
-def parse_budget(texts: Iterable[str]) -> Budget:
-    """Read budgets as the command line gives them, ``["density=0.1", "sops=2e5"]``.
+def parse_budget(texts: Iterable[str], profile: Profile | None = None) -> Budget:
+    """Read budgets as the command line gives them, ``["density=0.1", "sops=2e5"]``; ``profile`` is the chip of them.
 
     Raises:
         BudgetError: A text is not ``name=number``, names no budget, or names one twice.
@@ -87,4 +89,4 @@ def parse_budget(texts: Iterable[str]) -> Budget:
             values[name] = float(number)
         except ValueError as error:
             raise BudgetError(f"budget: {text!r}: {number!r} is not a number; write it as 0.1 or 2e5") from error
-    return Budget(**values)
+    return Budget(**values, profile=profile)

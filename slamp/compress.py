@@ -27,6 +27,7 @@ from slamp.graph import SpikingGraph
 from slamp.manifest import MANIFEST, Artifact, open_artifact, refuse_strangers
 from slamp.masks import save_pruned
 from slamp.measure import Accounts, account, densities_curve
+from slamp.profile import load_profile
 from slamp.prune import Pruned, Pruning, Schedule, prune
 from slamp.raster import SpikeRaster
 from slamp.report import HTML_NAME, JSON_NAME
@@ -91,7 +92,7 @@ def compress(
     to: Sequence[str] = ("nir",),
     train: Train | None = None,
     metric: Callable[[torch.nn.Module], float] | None = None,
-    profile: str | None = None,
+    profile: str | Path | None = None,
     seed: int = 0,
     schedule: Schedule = "one-shot",
     readout: str = "mean",
@@ -114,7 +115,7 @@ def compress(
         to: Targets.
         train: Training function, see `slamp.retrain.Train`; None prunes without retraining.
         metric: Accuracy of a network, in [0, 1], asked about copies; by default the share of held-out labels met.
-        profile: Must be None: chips are not modeled in this version.
+        profile: Chip, by name or TOML file: what a memory budget means, and whose usage the result reports.
         seed: Decides all randomness.
         schedule: "one-shot" or "iterative".
         readout: How the output is read: "mean", "sum", "last" or "max" over time.
@@ -126,7 +127,7 @@ def compress(
         SlampError: Any of its kinds; nothing half written is left in ``directory``.
     """
     if profile is not None:
-        raise BudgetError(f"compress: profile {profile!r}; this version has no hardware profiles, leave it out")
+        budget = replace(budget, profile=load_profile(profile))
     if held_out.features != raster.features or held_out.dt != raster.dt:
         raise RasterError(
             f"held-out raster: features {held_out.features}, dt {held_out.dt:g} s; "
@@ -160,7 +161,8 @@ def compress(
             for target in to:
                 golden = held_out.samples(0, GOLDEN_SAMPLES)
                 chosen = {"golden": golden, **options.get(target, {})}
-                provenance = {"seeds": {"compress": seed}}
+                chip = None if budget.profile is None else f"{budget.profile.name} {budget.profile.revision}"
+                provenance = {"seeds": {"compress": seed}, "profile": chip}
                 artifact = export(shipped, to=target, directory=temporary / target, provenance=provenance, **chosen)
                 verifications[target] = verify(artifact, shipped, held_out, progress=progress)
             save_pruned(pruned.net, pruned.masks, temporary / PRUNED)
@@ -237,6 +239,7 @@ def _resumable(
         "graph": dense.hash,
         "calibration": sha256(raster.numpy().tobytes()).hexdigest(),
         "budget": pruning.budget.given,
+        "profile": None if pruning.budget.profile is None else pruning.budget.profile.name,
         "method": pruning.method,
         "readout": pruning.readout,
         "schedule": pruning.schedule,

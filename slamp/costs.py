@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -90,8 +90,15 @@ class LayerCost:
         return float(self.before[block] + self.taps.take(order[block * BLOCK : n]).sum())
 
 
-def layer_costs(scores: Scores, resources: Sequence[str]) -> list[list[LayerCost]]:
-    """Return the costs of every resource ("density", "synapses", "sops") for every layer, in the order of ``scores``.
+def layer_costs(
+    scores: Scores, resources: Sequence[str], bits_per_weight: Mapping[str, float]
+) -> list[list[LayerCost]]:
+    """Return the costs of every resource for every layer, in the order of ``scores``.
+
+    Args:
+        scores: Scored weights.
+        resources: Of "density", "synapses", "sops", "memory_bits".
+        bits_per_weight: What a weight of each layer takes, for "memory_bits".
 
     Raises:
         BudgetError: SOPs are asked, but the scores carry no activity.
@@ -100,6 +107,9 @@ def layer_costs(scores: Scores, resources: Sequence[str]) -> list[list[LayerCost
     for name in scores.layers:
         ranked = RankedTaps(scores, name)
         for row, resource in zip(rows, resources, strict=True):
+            if resource == "memory_bits":
+                row.append(LayerCost(scores.layers[name].size, bits_per_weight[name]))
+                continue
             row.append(_layer_cost(ranked, tap_costs(scores, resource, name)))
     return rows
 

@@ -100,8 +100,7 @@ def make_masks(scores: Scores, plan: Plan) -> Masks:
         n = plan.keep[name]
         if not 1 <= n <= layer.curve.live:
             raise MaskError(f"{name}: the plan keeps {n} weights, allowed are 1 to {layer.curve.live}; allocate again")
-        mask = _largest(scores.keys(name), layer.ranked.nth(n), n)
-        arrays[name] = mask.reshape(scores.graph.weighted[name].weight.shape)
+        arrays[name] = scores.largest(name, n)
     return Masks(arrays, scores.graph.parameters)
 
 
@@ -181,14 +180,6 @@ def load_pruned(path: str | Path) -> tuple[dict[str, torch.Tensor], Masks]:
     if not state:
         raise ArtifactError(f"{path}: holds masks but no weights; give a file written by save_pruned")
     return state, masks
-
-
-def _largest(keys: np.ndarray, least: np.float32, n: int) -> np.ndarray:
-    mask: np.ndarray = keys >= least
-    surplus = int(np.count_nonzero(mask)) - n
-    if surplus:
-        mask[np.flatnonzero(keys == least)[-surplus:]] = False
-    return mask
 
 
 def _mask_tensors(masks: Masks) -> dict[str, torch.Tensor]:

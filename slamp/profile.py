@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +32,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from slamp.budget import Budget
 
 GROUP = "slamp.profiles"
 Route = Literal["lava", "nir", "onnx", "budget only"]
@@ -288,6 +291,12 @@ class Profile(_Table):
         if idle := sorted(set(self.sources) - used):
             raise ValueError(f"sources: {idle[0]!r} is named by no entry; drop it, or name it where it is used")
         return self
+
+    def budget(self, **limits: float) -> Budget:
+        """Return a budget for this chip, such as ``profile.budget(memory_bits=1e6, sops=2e5)``; see `slamp.Budget`."""
+        from slamp.budget import Budget  # which knows profiles itself
+
+        return Budget(**limits, profile=self)
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """Yield (dotted key, figure) for every number."""

@@ -20,6 +20,8 @@ from slamp.checkpoint import Checkpoint
 from slamp.errors import ArtifactError, BudgetError
 from slamp.graph import SpikingGraph
 from slamp.masks import Masks, load_pruned, make_masks, masked_copy, save_pruned
+from slamp.memory import memory_bits
+from slamp.profile import Profile
 from slamp.raster import SpikeRaster
 from slamp.recover import recover
 from slamp.retrain import Train, retrain
@@ -142,7 +144,10 @@ def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned
             shortfall = (
                 f"{sops / limit:.1%} of the SOP budget is spent: of the weights tried, every one more exceeds a budget"
             )
-    return Pruned(pruned, _masks_of(pruned, raster), plan, tuple(rounds), sops, shortfall)
+    masks = _masks_of(pruned, raster)
+    if not _others_hold(scores.graph, masks, pruning.budget):
+        raise BudgetError("budget: the pruned network exceeds a budget its plan kept to; this is a defect")
+    return Pruned(pruned, masks, plan, tuple(rounds), sops, shortfall)
 
 
 def measured_sops(net: torch.nn.Module, raster: SpikeRaster) -> float:
@@ -210,7 +215,7 @@ def _iterative(
     net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, scores: Scores, dense: Activity
 ) -> tuple[torch.nn.Module, Plan, list[Round]]:
     """Approach every budget by a fifth per round; the last round is a one-shot pruning from where the others led."""
-    totals = _dense_usage(scores, dense)
+    totals = _dense_usage(scores, dense, pruning.budget.profile if pruning.budget.memory_bits else None)
     count = _round_count(pruning.budget, totals)
     effort = 1.0 / count
     rounds: list[Round] = []
@@ -224,12 +229,15 @@ def _iterative(
     return _one_shot(current, raster, pruning, scores, dense, rounds, effort)
 
 
-def _dense_usage(scores: Scores, dense: Activity) -> dict[str, float]:
+def _dense_usage(scores: Scores, dense: Activity, profile: Profile | None) -> dict[str, float]:
     graph = scores.graph
     synapses = sum(
         dense_connections(node, graph.shapes[graph.sources(name)[0]]) for name, node in graph.weighted.items()
     )
-    return {"density": 1.0, "sparsity": 1.0, "synapses": float(synapses), "sops": dense.sops}
+    totals = {"density": 1.0, "sparsity": 1.0, "synapses": float(synapses), "sops": dense.sops}
+    if profile is not None:
+        totals["memory_bits"] = memory_bits(graph, {n: node.weight != 0 for n, node in graph.weighted.items()}, profile)
+    return totals
 
 
 def _kept_shares(budget: Budget, totals: Mapping[str, float]) -> dict[str, float]:
@@ -256,7 +264,7 @@ def _relaxed(budget: Budget, totals: Mapping[str, float], share: float) -> Budge
         kept["sops"] = min(1.0, kept["sops"] / KEEP_PER_ROUND)
     kept = {name: max(share, least) for name, least in kept.items()}
     limits = {name: 1.0 - value if name == "sparsity" else value * totals[name] for name, value in kept.items()}
-    return replace(budget, **limits)
+    return Budget(**{**budget.given, **limits}, profile=budget.profile)
 
 
 def _recover_and_retrain(
@@ -419,13 +427,16 @@ def _others_hold(graph: SpikingGraph, masks: Masks, budget: Budget) -> bool:
         return False
     if budget.sparsity is not None and (total - count) / total < budget.sparsity:
         return False
-    if budget.synapses is None:
+    if budget.synapses is not None:
+        used = sum(
+            weighted_sum(node, masks[name], connections(node, graph.shapes[graph.sources(name)[0]]))
+            for name, node in graph.weighted.items()
+        )
+        if used > budget.synapses:
+            return False
+    if budget.memory_bits is None or budget.profile is None:
         return True
-    used = sum(
-        weighted_sum(node, masks[name], connections(node, graph.shapes[graph.sources(name)[0]]))
-        for name, node in graph.weighted.items()
-    )
-    return used <= budget.synapses
+    return memory_bits(graph, masks.arrays, budget.profile) <= budget.memory_bits
 
 
 def _score(graph: SpikingGraph, activity: Activity, raster: SpikeRaster, pruning: Pruning) -> Scores:

@@ -104,6 +104,15 @@ class Scores:
         """True for baselines whose ranking knows no costs."""
         return self.method in COST_BLIND
 
+    def largest(self, name: str, n: int) -> np.ndarray:
+        """Return the mask that keeps the n largest weights of a layer, bool; of equals the lower flat index."""
+        keys, least = self.keys(name), self.layers[name].ranked.nth(n)
+        mask: np.ndarray = keys >= least
+        surplus = int(np.count_nonzero(mask)) - n
+        if surplus:
+            mask[np.flatnonzero(keys == least)[-surplus:]] = False
+        return mask.reshape(self.graph.weighted[name].weight.shape)
+
     def keys(self, name: str) -> np.ndarray:
         """Return the keys of one layer in the order of its weights, float32, shape (size,), made when asked for."""
         layer = self.layers[name]

@@ -13,6 +13,7 @@ from slamp.atomic import write_atomically
 from slamp.errors import MissingDependencyError
 from slamp.manifest import versions
 from slamp.measure import Accounts
+from slamp.memory import memory_bits
 from slamp.raster import SpikeRaster
 from slamp.report import (
     BudgetRow,
@@ -26,6 +27,7 @@ from slamp.report import (
     write_report,
 )
 from slamp.simulate import simulate
+from slamp.usage import usage
 
 if TYPE_CHECKING:
     from slamp.compress import Run
@@ -49,6 +51,9 @@ def run_summary(run: Run, pruning: Pruning) -> dict[str, Any]:
         "table": _table(before, after),
         "layers": _layers(run),
         "budgets": _budgets(run, pruning),
+        "usage": None
+        if pruning.budget.profile is None
+        else usage(run.shipped, pruning.budget.profile, run.after.activity).to_json(),
         "shortfall": run.pruned.shortfall,
         "rounds": [vars(entry) for entry in run.pruned.rounds],
         "curve": [list(point) for point in run.curve],
@@ -167,6 +172,8 @@ def _budgets(run: Run, pruning: Pruning) -> list[dict[str, Any]]:
         "synapses": float(sum(run.after.connections.values())),
         "sops": run.after.activity.sops,
     }
+    if pruning.budget.memory_bits is not None and pruning.budget.profile is not None:
+        used["memory_bits"] = memory_bits(run.shipped, run.pruned.masks.arrays, pruning.budget.profile)
     return [
         {
             "name": name,

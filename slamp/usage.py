@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from slamp.activity import Activity
-from slamp.encodings import SynapseLists, synapse_bits, synapse_lists
+from slamp.encodings import synapse_lists
 from slamp.errors import ProfileError
 from slamp.graph import SpikingGraph
+from slamp.memory import encoded_bits, masked_lists
 from slamp.nodes import NEURON, SPIKING, Shape, Weighted
 from slamp.placement import kernel_cores
 from slamp.profile import Energy, Figure, Profile
@@ -102,12 +104,30 @@ class Usage:
         limited = [row for row in self.rows if row.share is not None]
         return max(limited, key=lambda row: row.share or 0.0, default=None)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {
+            "profile": self.profile,
+            "route": self.route,
+            "fits": self.fits,
+            "rows": [{**asdict(row), "fits": row.fits} for row in self.rows],
+            "layers": {name: {**asdict(layer), "bits": dict(layer.bits)} for name, layer in self.layers.items()},
+            "unsupported": list(self.unsupported),
+        }
+
     def __getitem__(self, resource: str) -> UsageRow:
         """Return the row of a resource; KeyError if there is none."""
         for row in self.rows:
             if row.resource == resource:
                 return row
         raise KeyError(resource)
+
+
+def usage_from_json(found: Mapping[str, Any]) -> Usage:
+    """Return the usage that `Usage.to_json` made plain."""
+    rows = tuple(UsageRow(**{key: value for key, value in row.items() if key != "fits"}) for row in found["rows"])
+    layers = {name: LayerUsage(**layer) for name, layer in found["layers"].items()}
+    return Usage(found["profile"], found["route"], rows, layers, tuple(found["unsupported"]))
 
 
 def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
@@ -143,7 +163,7 @@ def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
 def _layer(graph: SpikingGraph, name: str, node: Weighted, profile: Profile) -> LayerUsage:
     shape = graph.shapes[graph.sources(name)[0]]
     lists = synapse_lists(node, shape)
-    bits = _all_bits(lists, profile)
+    bits = encoded_bits(lists, profile)
     unrolled = weighted_sum(node, node.weight != 0, connections(node, shape))
     return LayerUsage(
         weights=int(node.weight.size),
@@ -155,27 +175,13 @@ def _layer(graph: SpikingGraph, name: str, node: Weighted, profile: Profile) -> 
     )
 
 
-def _all_bits(lists: SynapseLists, profile: Profile) -> dict[str, float]:
-    kind = "convolution" if lists.convolution else "linear"
-    return {
-        name: synapse_bits(entry.rule, lists, {key: figure.number for key, figure in entry.parameters.items()})
-        for name, entry in profile.encodings.items()
-        if entry.layers in ("all", kind)
-    }
-
-
 def _pays_below(node: Weighted, shape: Shape, profile: Profile) -> float | None:
     """Search the density at which random zeros begin to save bits, in steps of a hundredth."""
     generator = np.random.default_rng(0)
     order = generator.random(node.weight.shape)
-    lists = {}
 
     def least(density: float) -> float:
-        mask = (order < density).astype(np.float32)
-        kind = type(node)
-        values = {field: getattr(node, field) for field in node.__dataclass_fields__}
-        lists[density] = synapse_lists(kind(**{**values, "weight": mask}), shape)
-        return min(_all_bits(lists[density], profile).values(), default=math.inf)
+        return min(encoded_bits(masked_lists(node, shape, order < density), profile).values(), default=math.inf)
 
     full = least(1.0)
     if not math.isfinite(full) or least(DENSITIES[-1]) >= full:

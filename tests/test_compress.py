@@ -29,6 +29,7 @@ from slamp.errors import (
     GraphError,
     MissingDependencyError,
     OutputDirectoryError,
+    ProfileError,
     RasterError,
     RunFileError,
     ScoreError,
@@ -274,7 +275,25 @@ REFUSED: dict[str, tuple[Callable[[], torch.nn.Module], dict[str, Any], type[Sla
     "method": (users.factory, {"method": "best"}, ScoreError, "'best' is unknown"),
     "readout": (users.factory, {"readout": "median"}, GraphError, "'median'; allowed are mean, sum, last, max"),
     "seed": (users.factory, {"seed": -1}, BudgetError, "seed is -1"),
-    "profile": (users.factory, {"profile": "loihi2"}, BudgetError, "no hardware profiles"),
+    "profile": (users.factory, {"profile": "loihi3"}, ProfileError, "'loihi3' is not installed"),
+    "memory without a chip": (
+        users.factory,
+        {"budget": slamp.Budget(memory_bits=1e5)},
+        BudgetError,
+        "memory_bits: depends on the chip",
+    ),
+    "memory where zeros save none": (
+        users.factory,
+        {"budget": slamp.Budget(memory_bits=10), "profile": "speck2f"},
+        BudgetError,
+        "memory_bits: the budget is 10, .*single zeros save nothing there",
+    ),
+    "memory nobody knows": (
+        users.factory,
+        {"budget": slamp.Budget(memory_bits=10), "profile": "akida1000"},
+        BudgetError,
+        "how akida1000 stores the synapses of a Affine is not known",
+    ),
     "target": (users.factory, {"to": ("lava",)}, ExporterNotFoundError, "'lava' is not installed"),
     "no target": (users.factory, {"to": ()}, RasterError, "no target"),
     "option": (users.factory, {"options": {"nir": {"speed": 3}}}, RunFileError, "speed"),
@@ -449,3 +468,21 @@ def test_another_run_is_not_resumed(changes: dict[str, Any], tmp_path: Path, mon
     with pytest.raises(ArtifactError, match="had another network, sample, budget, method or seed"):
         compress(users.factory(), tmp_path / "out", resume=True, **changes)
     assert list((tmp_path / ".out.resume").glob("train-0-*.pt")), "the interrupted run can still go on"
+
+
+def test_a_memory_budget_of_a_chip_holds_in_what_ships(tmp_path: Path) -> None:
+    run = compress(
+        users.factory(), tmp_path / "out", budget=slamp.Budget(memory_bits=9000), profile="loihi1", train=users.train
+    )
+    profile = slamp.load_profile("loihi1")
+    used = slamp.usage(run.shipped, profile, run.after.activity)["synaptic memory, bits"].used
+    assert 0.9 * 9000 <= used <= 9000
+    summary = run.summary()
+    (row,) = summary["budgets"]
+    assert (row["name"], row["used"], row["limit"], row["binds"]) == ("memory_bits", used, 9000, True)
+    assert summary["usage"]["profile"] == "loihi1"
+    assert run.artifacts["nir"].manifest["profile"] == f"loihi1 {profile.revision}"
+    output = StringIO()
+    print_run(Console(file=output, width=200), summary)
+    assert "usage of loihi1" in output.getvalue()
+    assert run.equivalent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,14 @@ import torch
 
 import slamp
 from networks import build
-from slamp.cli.usage import comparison_table, encodings_table, usage_json, usage_table
+from slamp.cli.usage import comparison_table, encodings_table, usage_table
 from slamp.dynamics import stateless_function
 from slamp.encodings import synapse_bits, synapse_lists
 from slamp.errors import ProfileError
 from slamp.graph import SpikingGraph
 from slamp.nodes import NEURON, Affine, Linear, frozen_array
 from slamp.profile import Profile, installed_profiles, load_profile
-from slamp.usage import Usage, usage
+from slamp.usage import Usage, usage, usage_from_json
 from test_profile import MINE
 
 
@@ -188,7 +189,8 @@ def test_every_shipped_profile_gives_tables_and_plain_data(
     assert len(usage_table(found).rows) == len(found.rows)
     assert len(encodings_table(found).rows) == len(graph.weighted)
     assert len(comparison_table([found]).rows) == 1
-    assert usage_json(found)["profile"] == name
+    assert found.to_json()["profile"] == name
+    assert usage_from_json(json.loads(json.dumps(found.to_json()))) == found
     with pytest.raises(KeyError, match="joules"):
         found["joules"]
 

@@ -21,7 +21,7 @@ from slamp.cli.loading import load_function, load_network
 from slamp.cli.profiles import profile_lines, profile_table, profiles_table
 from slamp.cli.run_file import RunFile, checked_run, read_run_file
 from slamp.cli.tables import module_table, print_run, print_verdicts
-from slamp.cli.usage import comparison_table, encodings_table, usage_json, usage_table
+from slamp.cli.usage import comparison_table, encodings_table, usage_table
 from slamp.compress import RUN, Run, compress
 from slamp.demo.run import run_demo
 from slamp.errors import ArtifactError, RunFileError, UnsupportedModuleError
@@ -85,7 +85,12 @@ def compress_command(
     network: Annotated[str, typer.Argument(help="package.module:factory, or a TOML run file alone.")],
     samples: Annotated[Path | None, typer.Argument(help="npz with spikes, optional labels and dt.")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors state dict of the network.")] = None,
-    budget: Annotated[list[str] | None, typer.Option(help="density=0.1, synapses=5e4 or sops=2e5; repeatable.")] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="density=0.1, synapses=5e4, sops=2e5 or memory_bits=1e6; repeatable.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Chip: name or TOML file; for --budget memory_bits=... and a usage table.")
+    ] = None,
     to: Annotated[list[str] | None, typer.Option(help="Target; repeatable. Default: nir.")] = None,
     out: Annotated[
         Path | None, typer.Option(help=f"Where the result goes: a new directory. Default: {DEFAULT_OUT}.")
@@ -107,7 +112,22 @@ def compress_command(
     """Prune your network to a budget, retrain, export and verify it."""
     console = _console(as_json)
     if network.endswith(".toml"):
-        given = (samples, weights, budget, to, out, train, metric, held_out, method, readout, schedule, seed, strict)
+        given = (
+            samples,
+            weights,
+            budget,
+            profile,
+            to,
+            out,
+            train,
+            metric,
+            held_out,
+            method,
+            readout,
+            schedule,
+            seed,
+            strict,
+        )
         if any(value is not None for value in given):
             raise RunFileError(
                 f"{network}: a run file says everything; leave out the other words, or drop the run file"
@@ -122,6 +142,7 @@ def compress_command(
             "budget": parse_budget(budget).given,
             "out": out or DEFAULT_OUT,
             "weights": weights,
+            "profile": profile,
             "to": to,
             "train": train,
             "metric": metric,
@@ -289,7 +310,7 @@ def usage_command(
     names = list(installed_profiles()) if profile is None else [profile]
     found = [usage(graph, load_profile(name), activity) for name in names]
     if as_json:
-        _print_json([usage_json(entry) for entry in found] if everything else usage_json(found[0]))
+        _print_json([entry.to_json() for entry in found] if everything else found[0].to_json())
         return
     console = _console(as_json)
     if everything:
@@ -338,7 +359,8 @@ def _compress(plan: RunFile, *, resume: bool, progress: bool) -> Run:
         net,
         raster,
         held_out=held_out,
-        budget=Budget(**plan.budget),
+        budget=Budget(**plan.budget, profile=None),
+        profile=plan.profile,
         directory=plan.out,
         method=plan.method,
         to=plan.to,

@@ -43,6 +43,7 @@ class RunFile(BaseModel):
     out: Path
     held_out: Path | None = None
     weights: Path | None = None
+    profile: str | None = None
     to: tuple[str, ...] = Field(default=("nir",), min_length=1)
     train: str | None = None
     metric: str | None = None
@@ -71,6 +72,7 @@ def read_run_file(path: Path) -> RunFile:
     return run.model_copy(
         update={
             "samples": base / run.samples,
+            "profile": str(base / run.profile) if run.profile and run.profile.endswith(".toml") else run.profile,
             "out": base / run.out,
             "weights": None if run.weights is None else base / run.weights,
             "held_out": None if run.held_out is None else base / run.held_out,

@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from slamp.cli.usage import usage_table
+from slamp.usage import usage_from_json
+
 VERDICT_STYLE = {"identical": "bold green", "tie": "bold yellow", "different": "bold red", "silent": "bold red"}
 
 
@@ -19,6 +22,11 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(budget_table(summary))
     if summary["shortfall"]:
         console.print(summary["shortfall"], style="yellow", soft_wrap=True, markup=False, highlight=False)
+    if summary["usage"]:
+        found = usage_from_json(summary["usage"])
+        console.print(usage_table(found))
+        for text in found.unsupported:
+            console.print(f"cannot run: {text}", style="yellow", soft_wrap=True, markup=False, highlight=False)
     if summary["folding"]:
         folding = summary["folding"]
         console.print(

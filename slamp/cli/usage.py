@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 from rich.table import Table
 
@@ -60,20 +58,6 @@ def comparison_table(found: Sequence[Usage]) -> Table:
             style=style,
         )
     return table
-
-
-def usage_json(found: Usage) -> dict[str, Any]:
-    """Return a usage as plain data."""
-    rows = [{**asdict(row), "fits": row.fits} for row in found.rows]
-    layers = {name: {**asdict(layer), "bits": dict(layer.bits)} for name, layer in found.layers.items()}
-    return {
-        "profile": found.profile,
-        "route": found.route,
-        "fits": found.fits,
-        "rows": rows,
-        "layers": layers,
-        "unsupported": list(found.unsupported),
-    }
 
 
 def _fits(entry: Usage) -> str:

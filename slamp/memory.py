@@ -1,0 +1,51 @@
+"""Synaptic memory of a chip: bits of a layer in every encoding it has, and of a network whose zeros are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from slamp.encodings import SynapseLists, synapse_bits, synapse_lists
+from slamp.errors import BudgetError
+from slamp.graph import SpikingGraph
+from slamp.nodes import Shape, Weighted, frozen_array
+from slamp.profile import Profile
+
+
+def encoded_bits(lists: SynapseLists, profile: Profile) -> dict[str, float]:
+    """Return the bits a layer takes in every encoding the chip has for such a layer, by name."""
+    kind = "convolution" if lists.convolution else "linear"
+    return {
+        name: synapse_bits(entry.rule, lists, {key: figure.number for key, figure in entry.parameters.items()})
+        for name, entry in profile.encodings.items()
+        if entry.layers in ("all", kind)
+    }
+
+
+def masked_lists(node: Weighted, input_shape: Shape, mask: np.ndarray) -> SynapseLists:
+    """Return the synapse lists a layer would have if exactly the weights under ``mask`` (bool) were not zero."""
+    return synapse_lists(replace(node, weight=frozen_array(mask)), input_shape)
+
+
+def layer_memory_bits(graph: SpikingGraph, name: str, mask: np.ndarray, profile: Profile) -> float:
+    """Return the bits of one layer under a mask, in the cheapest encoding the chip has for it.
+
+    Raises:
+        BudgetError: How the chip stores such a layer is not known.
+    """
+    lists = masked_lists(graph.weighted[name], graph.shapes[graph.sources(name)[0]], mask)
+    bits = encoded_bits(lists, profile)
+    if not bits:
+        kind = type(graph.weighted[name]).__name__
+        raise BudgetError(
+            f"memory_bits: {name}: how {profile.name} stores the synapses of a {kind} is not known; "
+            "use density, synapses or sops"
+        )
+    return min(bits.values())
+
+
+def memory_bits(graph: SpikingGraph, masks: Mapping[str, np.ndarray], profile: Profile) -> float:
+    """Return the bits of all layers under masks (bool, by weighted node); raises `BudgetError` as above."""
+    return sum(layer_memory_bits(graph, name, mask, profile) for name, mask in masks.items())

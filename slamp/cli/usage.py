@@ -82,4 +82,6 @@ def _limit(row: UsageRow) -> str:
 
 def _share(row: UsageRow) -> str:
     share = row.share
-    return "" if share is None else f"{100 * share:.3g} %"
+    if share is None:
+        return ""
+    return f"{100 * share:,.0f} %" if share >= 1 else f"{100 * share:.3g} %"

@@ -26,20 +26,14 @@ from slamp.raster import SpikeRaster
 from slamp.recover import recover
 from slamp.retrain import Train, retrain
 from slamp.score import Scores, resolve_method, score
-from slamp.taps import connections, dense_connections, weighted_sum
+from slamp.spend import BATCH, SPENT, masks_of, measured_sops, merged, other_budgets_hold, stepped, trim
+from slamp.taps import dense_connections
 
 Schedule = Literal["one-shot", "iterative"]
-# A SOP budget counts as spent when measured use lies between this share of it and all of it.
-SPENT = 0.98
 # Rounds aim a little above the budget, because the trim that ends them can only remove.
 AIM = 1.02
 MAX_ROUNDS = 4
 KEEP_PER_ROUND = 0.8
-TRIMS = 16
-# Trials of moving single weights, and how many of them are moved at once at most.
-STEPS = 96
-STEP_WEIGHTS = 64
-BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -132,9 +126,11 @@ def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned
     shortfall = ""
     if limit is not None:
         if sops > limit:
-            pruned, plan = _trim(pruned, raster, pruning, sops)
+            current, _ = read_graph(pruned, raster.features, raster.dt)
+            scores = _score(current, calibrate(current, raster.batches(BATCH)), raster, pruning)
+            pruned, plan = trim(pruned, scores, raster, pruning.budget, sops)
         elif sops < SPENT * limit and "sops" in plan.binding:
-            pruned = _stepped(pruned, net, scores, raster, pruning)
+            pruned = stepped(pruned, net, scores, raster, pruning.budget)
         sops = measured_sops(pruned, raster)
         if sops > limit:
             raise BudgetError(
@@ -144,16 +140,10 @@ def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned
             shortfall = (
                 f"{sops / limit:.1%} of the SOP budget is spent: of the weights tried, every one more exceeds a budget"
             )
-    masks = _masks_of(pruned, raster)
-    if not _others_hold(scores.graph, masks, pruning.budget):
+    masks = masks_of(pruned, raster)
+    if not other_budgets_hold(scores.graph, masks, pruning.budget):
         raise BudgetError("budget: the pruned network exceeds a budget its plan kept to; this is a defect")
     return Pruned(pruned, masks, plan, tuple(rounds), sops, shortfall)
-
-
-def measured_sops(net: torch.nn.Module, raster: SpikeRaster) -> float:
-    """SOPs per sample of a network, counted exactly on the reference's spikes."""
-    graph, _ = read_graph(net, raster.features, raster.dt)
-    return calibrate(graph, raster.batches(BATCH), fold=False).sops
 
 
 def _one_shot(
@@ -183,7 +173,7 @@ def _one_shot(
                 raise
             break  # the correction asked for less than one weight per layer; trimming decides
         masks = make_masks(scores, plan)
-        start = net if current is None else _merged(net, current, masks)
+        start = net if current is None else merged(net, current, masks)
         share = effort if current is None else effort / 2
         current = _recover_and_retrain(start, masks, raster, pruning, dense, len(rounds), share)
         rounds.append(_round(current, raster, plan, asked))
@@ -305,140 +295,6 @@ def _recover_and_retrain(
     return result
 
 
-def _merged(donor: torch.nn.Module, current: torch.nn.Module, masks: Masks) -> torch.nn.Module:
-    """Return ``current`` in which weights that come back under ``masks`` have the donor's value."""
-    merged = masked_copy(current, masks)
-    with torch.no_grad():
-        for name, where in masks.parameters.items():
-            parameter = merged.get_parameter(where)
-            back = torch.tensor(masks[name], device=parameter.device) & (parameter == 0)
-            parameter[back] = donor.get_parameter(where)[back]
-    return merged
-
-
-def _trim(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, measured: float) -> tuple[torch.nn.Module, Plan]:
-    """Remove the least important weights until measured SOPs lie within [0.98 B, B], or as near below as they come.
-
-    The bisection sees only what thresholds can give; where that jumps over the window, single weights decide.
-    """
-    limit = pruning.budget.sops
-    assert limit is not None
-    graph, _ = read_graph(net, raster.features, raster.dt)
-    scores = _score(graph, calibrate(graph, raster.batches(BATCH)), raster, pruning)
-    low, high = 0.0, measured
-    asked = limit * (SPENT + 1) / 2
-    below: tuple[float, torch.nn.Module, Plan] | None = None
-    above: tuple[float, torch.nn.Module] = (measured, net)
-    found = measured
-    for _ in range(TRIMS):
-        try:
-            plan = allocate(scores, replace(pruning.budget, sops=asked))
-        except BudgetError:  # below one weight per layer
-            low, asked = asked, (asked + high) / 2
-            continue
-        trimmed = masked_copy(net, make_masks(scores, plan))
-        found = measured_sops(trimmed, raster)
-        if found <= limit and (below is None or found > below[0]):
-            below = (found, trimmed, plan)
-        if limit < found < above[0]:
-            above = (found, trimmed)
-        if SPENT * limit <= found <= limit:
-            return trimmed, plan
-        low, high = (asked, high) if found <= limit else (low, asked)
-        asked = (low + high) / 2
-    if below is None:
-        raise BudgetError(
-            f"budget: sops {limit:g} cannot be reached by trimming; the last trial used {found:g}; "
-            "ask for at least that"
-        )
-    stepped = _stepped(above[1], net, scores, raster, pruning)
-    if measured_sops(stepped, raster) > limit:
-        stepped = _stepped(below[1], net, scores, raster, pruning)
-    return stepped, below[2]
-
-
-def _stepped(
-    net: torch.nn.Module, donor: torch.nn.Module, scores: Scores, raster: SpikeRaster, pruning: Pruning
-) -> torch.nn.Module:
-    """Move single weights until measured SOPs lie within [0.98 B, B]; stay on the side of ``net`` until then.
-
-    Below, the most important weights it lacks come back with the donor's values; above, the least important ones go. A
-    few at a time, fewer where that leaves the window on the other side or exceeds another budget. A single weight that
-    does is passed over and its layer put last: early layers change the spikes of all that follow. At most a tenth of
-    the weights move: where removing them does not bring SOPs down, more of it would only do harm.
-    """
-    limit = pruning.budget.sops
-    assert limit is not None
-    least = SPENT * limit
-    masks, used, size = _masks_of(net, raster), measured_sops(net, raster), 1
-    adding = used < least
-    waiting = _by_worth(scores, masks, adding=adding)
-    allowance = max(STEP_WEIGHTS, sum(int(np.count_nonzero(mask)) for _, mask in masks.items()) // 10)
-    for _ in range(STEPS):
-        chosen = waiting[: min(size, allowance)]
-        if least <= used <= limit or not chosen:
-            break
-        arrays = {name: np.array(mask) for name, mask in masks.items()}
-        for name, index in chosen:
-            arrays[name].reshape(-1)[index] = adding
-        moved = Masks(arrays, masks.parameters)
-        trial = _merged(donor, net, moved)
-        found = measured_sops(trial, raster) if _others_hold(scores.graph, moved, pruning.budget) else math.inf
-        if found <= limit if adding else found >= least:
-            net, masks, used = trial, moved, found
-            waiting = waiting[len(chosen) :]
-            allowance -= len(chosen)
-            size = min(2 * size, STEP_WEIGHTS)
-        elif size > 1:
-            size //= 2
-        else:
-            waiting = sorted(waiting[1:], key=lambda entry: entry[0] == chosen[0][0])
-    return net
-
-
-def _by_worth(scores: Scores, masks: Masks, *, adding: bool) -> list[tuple[str, int]]:
-    """Return (layer, flat index) of live weights by score per predicted SOP: the best lacking, or the least kept.
-
-    The best weight of a layer never goes.
-    """
-    worth, names, indices = [], [], []
-    for name in scores.layers:
-        found = scores[name].reshape(-1)
-        kept = masks[name].reshape(-1)
-        movable = ~kept & (found > 0) if adding else kept & (found < found[kept].max())
-        index = np.flatnonzero(movable)
-        cost = 1.0
-        if scores.activity is not None and not scores.cost_blind:
-            cost = float(scores.activity.layers[name].tap_events.mean()) or 1.0
-        worth.append(found[index] / cost)
-        names += [name] * len(index)
-        indices.append(index)
-    values = np.concatenate(worth)
-    flat = np.concatenate(indices)
-    order = np.argsort(-values if adding else values, kind="stable")
-    return [(names[position], int(flat[position])) for position in order]
-
-
-def _others_hold(graph: SpikingGraph, masks: Masks, budget: Budget) -> bool:
-    """Whether the masks keep to every budget but SOPs."""
-    total = sum(array.size for _, array in masks.items())
-    count = sum(int(np.count_nonzero(array)) for _, array in masks.items())
-    if budget.density is not None and count / total > budget.density:
-        return False
-    if budget.sparsity is not None and (total - count) / total < budget.sparsity:
-        return False
-    if budget.synapses is not None:
-        used = sum(
-            weighted_sum(node, masks[name], connections(node, graph.shapes[graph.sources(name)[0]]))
-            for name, node in graph.weighted.items()
-        )
-        if used > budget.synapses:
-            return False
-    if budget.memory_bits is None or budget.profile is None:
-        return True
-    return memory_bits(graph, masks.arrays, budget.profile) <= budget.memory_bits
-
-
 def _score(graph: SpikingGraph, activity: Activity, raster: SpikeRaster, pruning: Pruning) -> Scores:
     generator = np.random.default_rng([pruning.seed, 1 << 16])
     return score(graph, activity, pruning.method, readout=pruning.readout, raster=raster, generator=generator)
@@ -448,8 +304,3 @@ def _round(net: torch.nn.Module, raster: SpikeRaster, plan: Plan, asked: float |
     measured = measured_sops(net, raster)
     predicted = plan.usage["sops"][0] if "sops" in plan.usage else None
     return Round(asked, predicted, measured, plan.density)
-
-
-def _masks_of(net: torch.nn.Module, raster: SpikeRaster) -> Masks:
-    graph, _ = read_graph(net, raster.features, raster.dt)
-    return Masks({name: node.weight != 0 for name, node in graph.weighted.items()}, graph.parameters)

@@ -18,10 +18,11 @@ from slamp.checkpoint import Checkpoint
 from slamp.errors import ArtifactError, BudgetError, SilentNetworkError
 from slamp.masks import masked_parameters
 from slamp.nodes import Conv1d, Conv2d
-from slamp.prune import Pruned, Pruning, measured_sops, prune
+from slamp.prune import Pruned, Pruning, prune
 from slamp.raster import SpikeRaster
 from slamp.retrain import Train
 from slamp.simulate import predictions, simulate
+from slamp.spend import measured_sops
 from slamp.taps import connections, weighted_sum
 
 TASK = patterns(batch=96, steps=8)
@@ -349,7 +350,8 @@ def test_a_budget_above_the_dense_network_removes_nothing(trained: SequentialSta
 
 
 def test_a_budget_no_trim_reaches_is_refused(trained: SequentialState, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("slamp.prune"), "measured_sops", lambda net, raster: 7500.0)
+    for module in ("slamp.prune", "slamp.spend"):
+        monkeypatch.setattr(import_module(module), "measured_sops", lambda net, raster: 7500.0)
     with pytest.raises(BudgetError, match="sops 5000 cannot be reached by trimming; the last trial used 7500"):
         prune(trained, TASK, Pruning(Budget(sops=5000.0)))
 
@@ -359,7 +361,7 @@ def test_a_budget_still_exceeded_after_trimming_is_refused(
 ) -> None:
     """The last check does not trust the trim."""
     monkeypatch.setattr(import_module("slamp.prune"), "measured_sops", lambda net, raster: 7500.0)
-    monkeypatch.setattr(import_module("slamp.prune"), "_trim", lambda net, raster, pruning, measured: (net, None))
+    monkeypatch.setattr(import_module("slamp.prune"), "trim", lambda net, *others: (net, None))
     with pytest.raises(BudgetError, match="sops 5000 is exceeded by 7500 measured after trimming"):
         prune(trained, TASK, Pruning(Budget(sops=5000.0)))
 

@@ -128,9 +128,9 @@ def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned
         if sops > limit:
             current, _ = read_graph(pruned, raster.features, raster.dt)
             scores = _score(current, calibrate(current, raster.batches(BATCH)), raster, pruning)
-            pruned, plan = trim(pruned, scores, raster, pruning.budget, sops)
+            pruned, plan = trim(pruned, scores, raster, pruning.budget, progress=pruning.progress)
         elif sops < SPENT * limit and "sops" in plan.binding:
-            pruned = stepped(pruned, net, scores, raster, pruning.budget)
+            pruned = stepped(pruned, net, scores, raster, pruning.budget, progress=pruning.progress)
         sops = measured_sops(pruned, raster)
         if sops > limit:
             raise BudgetError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from slamp.errors import BudgetError
 from slamp.graph import SpikingGraph
 from slamp.masks import Masks, make_masks, masked_copy
 from slamp.memory import memory_bits
+from slamp.progress import ticker
 from slamp.raster import SpikeRaster
 from slamp.score import Scores
 from slamp.taps import connections, weighted_sum
@@ -36,7 +36,7 @@ def measured_sops(net: torch.nn.Module, raster: SpikeRaster) -> float:
 
 
 def trim(
-    net: torch.nn.Module, scores: Scores, raster: SpikeRaster, budget: Budget, measured: float
+    net: torch.nn.Module, scores: Scores, raster: SpikeRaster, budget: Budget, *, progress: bool = False
 ) -> tuple[torch.nn.Module, Plan]:
     """Remove the least important weights until measured SOPs lie within [0.98 B, B], or as near below as they come.
 
@@ -44,40 +44,49 @@ def trim(
     """
     limit = budget.sops
     assert limit is not None
+    measured = measured_sops(net, raster)
     low, high = 0.0, measured
     asked = limit * (SPENT + 1) / 2
     below: tuple[float, torch.nn.Module, Plan] | None = None
     above: tuple[float, torch.nn.Module] = (measured, net)
     found = measured
-    for _ in range(TRIMS):
-        try:
-            plan = allocate(scores, replace(budget, sops=asked))
-        except BudgetError:  # below one weight per layer
-            low, asked = asked, (asked + high) / 2
-            continue
-        trimmed = masked_copy(net, make_masks(scores, plan))
-        found = measured_sops(trimmed, raster)
-        if found <= limit and (below is None or found > below[0]):
-            below = (found, trimmed, plan)
-        if limit < found < above[0]:
-            above = (found, trimmed)
-        if SPENT * limit <= found <= limit:
-            return trimmed, plan
-        low, high = (asked, high) if found <= limit else (low, asked)
-        asked = (low + high) / 2
+    with ticker("trimming", TRIMS, shown=progress, unit="trials") as advance:
+        for _ in range(TRIMS):
+            advance(1)
+            try:
+                plan = allocate(scores, replace(budget, sops=asked))
+            except BudgetError:  # below one weight per layer
+                low, asked = asked, (asked + high) / 2
+                continue
+            trimmed = masked_copy(net, make_masks(scores, plan))
+            found = measured_sops(trimmed, raster)
+            if found <= limit and (below is None or found > below[0]):
+                below = (found, trimmed, plan)
+            if limit < found < above[0]:
+                above = (found, trimmed)
+            if SPENT * limit <= found <= limit:
+                return trimmed, plan
+            low, high = (asked, high) if found <= limit else (low, asked)
+            asked = (low + high) / 2
     if below is None:
         raise BudgetError(
             f"budget: sops {limit:g} cannot be reached by trimming; the last trial used {found:g}; "
             "ask for at least that"
         )
-    result = stepped(above[1], net, scores, raster, budget)
+    result = stepped(above[1], net, scores, raster, budget, progress=progress)
     if measured_sops(result, raster) > limit:
-        result = stepped(below[1], net, scores, raster, budget)
+        result = stepped(below[1], net, scores, raster, budget, progress=progress)
     return result, below[2]
 
 
 def stepped(
-    net: torch.nn.Module, donor: torch.nn.Module, scores: Scores, raster: SpikeRaster, budget: Budget
+    net: torch.nn.Module,
+    donor: torch.nn.Module,
+    scores: Scores,
+    raster: SpikeRaster,
+    budget: Budget,
+    *,
+    progress: bool = False,
 ) -> torch.nn.Module:
     """Move single weights until measured SOPs lie within [0.98 B, B]; stay on the side of ``net`` until then.
 
@@ -93,25 +102,28 @@ def stepped(
     adding = used < least
     waiting = _by_worth(scores, masks, adding=adding)
     allowance = max(STEP_WEIGHTS, sum(int(np.count_nonzero(mask)) for _, mask in masks.items()) // 10)
-    for _ in range(STEPS):
-        chosen = waiting[: min(size, allowance)]
-        if least <= used <= limit or not chosen:
-            break
-        arrays = {name: np.array(mask) for name, mask in masks.items()}
-        for name, index in chosen:
-            arrays[name].reshape(-1)[index] = adding
-        moved = Masks(arrays, masks.parameters)
-        trial = merged(donor, net, moved)
-        found = measured_sops(trial, raster) if other_budgets_hold(scores.graph, moved, budget) else math.inf
-        if found <= limit if adding else found >= least:
-            net, masks, used = trial, moved, found
-            waiting = waiting[len(chosen) :]
-            allowance -= len(chosen)
-            size = min(2 * size, STEP_WEIGHTS)
-        elif size > 1:
-            size //= 2
-        else:
-            waiting = sorted(waiting[1:], key=lambda entry: entry[0] == chosen[0][0])
+    with ticker("moving single weights", STEPS, shown=progress, unit="trials") as advance:
+        for _ in range(STEPS):
+            advance(1)
+            chosen = waiting[: min(size, allowance)]
+            if least <= used <= limit or not chosen:
+                break
+            arrays = {name: np.array(mask) for name, mask in masks.items()}
+            for name, index in chosen:
+                arrays[name].reshape(-1)[index] = adding
+            moved = Masks(arrays, masks.parameters)
+            trial = merged(donor, net, moved)
+            found = measured_sops(trial, raster)
+            stays = found <= limit if adding else found >= least
+            if stays and other_budgets_hold(scores.graph, moved, budget):
+                net, masks, used = trial, moved, found
+                waiting = waiting[len(chosen) :]
+                allowance -= len(chosen)
+                size = min(2 * size, STEP_WEIGHTS)
+            elif size > 1:
+                size //= 2
+            else:
+                waiting = sorted(waiting[1:], key=lambda entry: entry[0] == chosen[0][0])
     return net
 
 

@@ -361,7 +361,7 @@ def test_a_budget_still_exceeded_after_trimming_is_refused(
 ) -> None:
     """The last check does not trust the trim."""
     monkeypatch.setattr(import_module("slamp.prune"), "measured_sops", lambda net, raster: 7500.0)
-    monkeypatch.setattr(import_module("slamp.prune"), "trim", lambda net, *others: (net, None))
+    monkeypatch.setattr(import_module("slamp.prune"), "trim", lambda net, *a, **k: (net, None))
     with pytest.raises(BudgetError, match="sops 5000 is exceeded by 7500 measured after trimming"):
         prune(trained, TASK, Pruning(Budget(sops=5000.0)))
 

@@ -31,7 +31,7 @@ class UsageRow:
         used: How much the network takes; None if that cannot be said (``note`` says why).
         limit: What the chip has; None if the chip has no such limit or nobody knows it.
         status: Of the limit, or of the price behind ``used``; "counted" if neither is involved.
-        source: Citation of it.
+        source: Names of its sources; `Usage.sources` cites them.
         note: Explanation.
     """
 
@@ -85,6 +85,7 @@ class Usage:
         rows: Every resource.
         layers: By weighted node.
         unsupported: What the chip cannot run, one sentence each.
+        sources: Citation of every source that a row names.
     """
 
     profile: str
@@ -92,6 +93,7 @@ class Usage:
     rows: tuple[UsageRow, ...]
     layers: Mapping[str, LayerUsage]
     unsupported: tuple[str, ...]
+    sources: Mapping[str, str]
 
     @property
     def fits(self) -> bool:
@@ -113,6 +115,7 @@ class Usage:
             "rows": [{**asdict(row), "fits": row.fits} for row in self.rows],
             "layers": {name: {**asdict(layer), "bits": dict(layer.bits)} for name, layer in self.layers.items()},
             "unsupported": list(self.unsupported),
+            "sources": dict(self.sources),
         }
 
     def __getitem__(self, resource: str) -> UsageRow:
@@ -127,7 +130,7 @@ def usage_from_json(found: Mapping[str, Any]) -> Usage:
     """Return the usage that `Usage.to_json` made plain."""
     rows = tuple(UsageRow(**{key: value for key, value in row.items() if key != "fits"}) for row in found["rows"])
     layers = {name: LayerUsage(**layer) for name, layer in found["layers"].items()}
-    return Usage(found["profile"], found["route"], rows, layers, tuple(found["unsupported"]))
+    return Usage(found["profile"], found["route"], rows, layers, tuple(found["unsupported"]), found["sources"])
 
 
 def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
@@ -157,7 +160,9 @@ def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
         *_operations(graph, activity),
     ]
     rows += [_energy(name, energy, rows, profile) for name, energy in profile.energy.items()]
-    return Usage(profile.name, profile.route, tuple(rows), layers, tuple(_unsupported(graph, profile)))
+    named = {name for row in rows for name in row.source.split("; ") if name}
+    cited = {name: source.cite for name, source in profile.sources.items() if name in named}
+    return Usage(profile.name, profile.route, tuple(rows), layers, tuple(_unsupported(graph, profile)), cited)
 
 
 def _layer(graph: SpikingGraph, name: str, node: Weighted, profile: Profile) -> LayerUsage:
@@ -293,7 +298,7 @@ def _kernel_cores_row(graph: SpikingGraph, profile: Profile) -> UsageRow:
             float(len(kernels.value) + 1),
             float(len(kernels.value)),
             kernels.status,
-            _cited(profile, kernels),
+            _named(kernels),
             "no assignment of layers to cores fits kernel and neuron memories; remove whole channels",
         )
     where = ", ".join(f"{name} on core {core}" for name, core in placed.items())
@@ -330,7 +335,7 @@ def _energy(name: str, energy: Energy, rows: list[UsageRow], profile: Profile) -
     partial = sum(count * price.number for count, price in priced)
     figure = next(iter(sorted((price for _, price in priced), key=lambda price: not price.starred)), None)
     status = "unknown" if figure is None else figure.status
-    source = "" if figure is None else _cited(profile, figure)
+    source = "" if figure is None else _named(figure)
     if missing:
         note = f"no price for {', '.join(missing)}; the priced terms come to {partial:,.0f} pJ"
         return UsageRow(resource, None, None, status, source, note)
@@ -368,8 +373,8 @@ def _row(
     if times is not None and times.value is not None:
         limit *= times.number
         status = times.status if times.starred else status
-    return UsageRow(resource, float(used), limit, status, _cited(profile, figure), note)
+    return UsageRow(resource, float(used), limit, status, _named(figure), note)
 
 
-def _cited(profile: Profile, figure: Figure) -> str:
-    return "; ".join(profile.sources[name].cite for name in figure.source)
+def _named(figure: Figure) -> str:
+    return "; ".join(figure.source)

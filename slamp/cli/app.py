@@ -21,7 +21,7 @@ from slamp.cli.loading import load_function, load_network
 from slamp.cli.profiles import profile_lines, profile_table, profiles_table
 from slamp.cli.run_file import RunFile, checked_run, read_run_file
 from slamp.cli.tables import module_table, print_run, print_verdicts
-from slamp.cli.usage import comparison_table, encodings_table, usage_table
+from slamp.cli.usage import comparison_table, encodings_table, usage_lines, usage_table
 from slamp.compress import RUN, Run, compress
 from slamp.demo.run import run_demo
 from slamp.errors import ArtifactError, RunFileError, UnsupportedModuleError
@@ -318,8 +318,8 @@ def usage_command(
         return
     console.print(usage_table(found[0]))
     console.print(encodings_table(found[0]))
-    for text in found[0].unsupported:
-        console.print(f"cannot run: {text}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+    for text in usage_lines(found[0]):
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

@@ -23,6 +23,12 @@ def usage_table(found: Usage) -> Table:
     return table
 
 
+def usage_lines(found: Usage) -> list[str]:
+    """Say what cannot run, and cite the sources a usage table names."""
+    cannot = [f"cannot run: {text}" for text in found.unsupported]
+    return cannot + [f"{name}: {cite}" for name, cite in found.sources.items()]
+
+
 def encodings_table(found: Usage) -> Table:
     """One row per layer: bits in every encoding, the cheapest named."""
     names = list(dict.fromkeys(name for layer in found.layers.values() for name in layer.bits))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from slamp.taps import connections
 
 BLOCK = 512
 PIECE = BLOCK * 2048
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(eq=False)
@@ -91,7 +93,7 @@ class LayerCost:
 
 
 def layer_costs(
-    scores: Scores, resources: Sequence[str], bits_per_weight: Mapping[str, float]
+    scores: Scores, resources: Sequence[str], bits_per_weight: Mapping[str, float] = NOTHING
 ) -> list[list[LayerCost]]:
     """Return the costs of every resource for every layer, in the order of ``scores``.
 

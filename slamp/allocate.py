@@ -105,9 +105,7 @@ def _within_memory(scores: Scores, budget: Budget, cost_aware: bool) -> Plan:
     limit, profile = budget.memory_bits, budget.profile
     assert limit is not None
     if profile is None:
-        raise BudgetError(
-            "memory_bits: depends on the chip; use profile.budget(memory_bits=...), or compress(profile=...)"
-        )
+        raise BudgetError("memory_bits: depends on the chip; use profile.budget(memory_bits=...), or --profile NAME")
 
     def exact(keep: Mapping[str, int]) -> dict[str, float]:
         return {
@@ -118,7 +116,11 @@ def _within_memory(scores: Scores, budget: Budget, cost_aware: bool) -> Plan:
     whole = exact(live)
     least = exact({name: layer.minimum for name, layer in scores.layers.items()})
     if sum(least.values()) > limit:
-        saves = "" if profile.sparsity.unstructured else f"; single zeros save nothing there: {profile.sparsity.reason}"
+        saves = (
+            ""
+            if profile.sparsity.unstructured
+            else f"; single zeros save nothing there: {profile.sparsity.reason.rstrip('.')}"
+        )
         raise BudgetError(
             f"memory_bits: the budget is {limit:.6g}, but one weight per layer needs {sum(least.values()):.6g} on "
             f"{profile.name}{saves}; ask for at least that"

@@ -139,11 +139,15 @@ def compress(
         )
     if seed < 0:
         raise BudgetError(f"compress: seed is {seed}; allowed is 0 or a positive integer")
+    if raster.is_spikes and not bool(raster.data.any()):
+        raise RasterError("calibration raster: holds no spike, so nothing can be measured on it; give other samples")
     directory = Path(directory)
     directory = directory if directory.name not in ("", "..") else directory.resolve()
     _check_output(directory)
     dense = capture(net, raster.samples(0, CAPTURED_SAMPLES))
     options = dict(options or {})
+    if metric is None:
+        _check_classes(dense, held_out)
     _try_export(dense, raster, to, options)
     pruning = Pruning(budget, method, readout, schedule, train, seed, None, progress)
     before = account(dense, raster, held_out, _measured(metric, net), readout=readout)
@@ -196,6 +200,19 @@ def _measured(metric: Callable[[torch.nn.Module], float] | None, net: torch.nn.M
     return float(found)
 
 
+def _check_classes(graph: SpikingGraph, held_out: SpikeRaster) -> None:
+    """Refuse labels for which the network has no output."""
+    classes = math.prod(graph.shapes[graph.output])
+    if held_out.labels is None or not len(held_out.labels):
+        return
+    least, most = int(held_out.labels.min()), int(held_out.labels.max())
+    if least < 0 or most >= classes:
+        raise RasterError(
+            f"held-out raster: labels run from {least} to {most}, the network has {classes} outputs; allowed are 0 to "
+            f"{classes - 1}; renumber them, or give a metric of your own"
+        )
+
+
 def _check_output(directory: Path) -> None:
     """Refuse an output directory that holds anything but an earlier result: replacing it would delete the rest."""
     check_replaceable(directory, marker=RUN)
@@ -226,6 +243,11 @@ def _try_export(
             export(folded, to=target, directory=Path(temporary) / target, **options.get(target, {}))
 
 
+def state_directory(directory: Path) -> Path:
+    """Where a run that is to appear in ``directory`` keeps its state until then."""
+    return directory.parent / f".{directory.name}.resume"
+
+
 @contextmanager
 def _resumable(
     directory: Path, dense: SpikingGraph, raster: SpikeRaster, pruning: Pruning, *, resume: bool
@@ -234,7 +256,7 @@ def _resumable(
 
     It goes when the run is done, or has kept nothing yet, and stays when there is something to go on from.
     """
-    state = directory.parent / f".{directory.name}.resume"
+    state = state_directory(directory)
     identity = {
         "graph": dense.hash,
         "calibration": sha256(raster.numpy().tobytes()).hexdigest(),

@@ -97,7 +97,7 @@ def export(
         to: Name of the exporter, such as "nir".
         directory: Where; new, empty, or an earlier artifact, which is replaced only when the new one is complete.
         provenance: Further manifest entries, such as seeds.
-        **options: Fields of the exporter.
+        **options: Fields of the exporter; ``golden``, where it has it, is the raster `slamp.verify_directory` uses.
 
     Raises:
         ExporterNotFoundError, MissingDependencyError: The exporter is not there.

@@ -48,7 +48,10 @@ class Artifact:
         """Return the file that plays ``role`` ("network", "golden_input", ...); raises `ArtifactError` if none does."""
         name = self.manifest["roles"].get(role)
         if name is None:
-            raise ArtifactError(f"{self.directory}: the manifest names no {role!r} file; export again")
+            raise ArtifactError(
+                f"{self.directory}: the manifest names no {role!r} file; export with it"
+                + (" (golden=RASTER), or name a samples file" if role == "golden_input" else "")
+            )
         path: Path = self.directory / name
         if not path.is_file():
             raise ArtifactError(f"{path}: the manifest names it but there is no such file; export again")

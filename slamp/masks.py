@@ -24,6 +24,7 @@ from slamp.score import Scores
 MASKS_FORMAT = "slamp-masks-1"
 PRUNED_FORMAT = "slamp-pruned-1"
 PREFIX = "mask:"
+METADATA = "slamp"
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,20 +188,22 @@ def _mask_tensors(masks: Masks) -> dict[str, torch.Tensor]:
 
 
 def _metadata(masks: Masks, kind: str) -> dict[str, str]:
-    return {"format": kind, "nodes": json.dumps(list(masks)), "parameters": json.dumps(dict(masks.parameters))}
+    # One entry: safetensors writes several in an order that changes from process to process.
+    header = {"format": kind, "nodes": list(masks), "parameters": dict(masks.parameters)}
+    return {METADATA: json.dumps(header, sort_keys=True)}
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], Masks]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
         if metadata.get("format") not in (MASKS_FORMAT, PRUNED_FORMAT):
             raise ArtifactError(
                 f"{path}: format is {metadata.get('format')!r}; allowed are {MASKS_FORMAT}, {PRUNED_FORMAT}"
             )
-        arrays = {name: tensors.pop(f"{PREFIX}{name}").numpy() for name in json.loads(metadata["nodes"])}
-        return tensors, Masks(arrays, json.loads(metadata["parameters"]))
+        arrays = {name: tensors.pop(f"{PREFIX}{name}").numpy() for name in metadata["nodes"]}
+        return tensors, Masks(arrays, metadata["parameters"])
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: there is no such file; write it with save_masks or save_pruned") from error
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:

@@ -351,6 +351,10 @@ def load_profile(profile: str | Path) -> Profile:
             and key of each.
     """
     path = Path(profile)
+    if path.suffix != ".toml" and path.exists():
+        raise ProfileError(
+            f"{path}: is no .toml file; name a TOML profile, or a chip: {', '.join(installed_profiles())}"
+        )
     if path.suffix != ".toml":
         known = installed_profiles()
         if str(profile) not in known:

@@ -24,7 +24,7 @@ from slamp.memory import memory_bits
 from slamp.profile import Profile
 from slamp.raster import SpikeRaster
 from slamp.recover import recover
-from slamp.retrain import Train, retrain
+from slamp.retrain import Train, check_signature, retrain
 from slamp.score import Scores, resolve_method, score
 from slamp.spend import BATCH, SPENT, masks_of, measured_sops, merged, other_budgets_hold, stepped, trim
 from slamp.taps import dense_connections
@@ -94,6 +94,8 @@ class Pruning:
     def __post_init__(self) -> None:
         if self.schedule not in ("one-shot", "iterative"):
             raise BudgetError(f"schedule: {self.schedule!r}; allowed are 'one-shot' and 'iterative'")
+        if self.train is not None:
+            check_signature(self.train)
 
 
 def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned:

@@ -40,7 +40,7 @@ VANISHING = (torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.D
 # What to write instead of modules people are likely to try.
 ADVICE = {
     "MaxPool2d": "use torch.nn.LPPool2d(1, k) (sum pooling) or AvgPool2d",
-    "ReLU": "drop it: spikes are not negative",
+    "ReLU": "behind spikes it does nothing, so drop it there; on currents use a neuron, such as LIFCell, in its place",
     "LIF": "use LIFCell in a SequentialState and loop over time outside",
     "LI": "use LICell and loop over time outside",
     "IAF": "use IAFCell and loop over time outside",

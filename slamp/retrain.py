@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -67,6 +68,7 @@ def retrain(
             numbers that are not finite.
         MaskError: The masks do not fit the network.
     """
+    check_signature(train)
     if not effort > 0:
         raise TrainingError(f"retrain: effort is {effort!r}; allowed is a positive share of a full retraining")
     generator = np.random.default_rng(0) if generator is None else generator
@@ -82,6 +84,22 @@ def retrain(
         raise TrainingError("retrain: the training function returned another network; train the one given, in place")
     _check_trained(trained, masks)
     return trained
+
+
+def check_signature(train: Train) -> None:
+    """Raise `TrainingError` unless a function can be called as slamp calls a training function."""
+    try:
+        signature = inspect.signature(train)
+    except ValueError:  # a builtin that does not say
+        return
+    try:
+        signature.bind(None, effort=1.0, generator=None, checkpoint=None)
+    except TypeError as error:
+        name = getattr(train, "__name__", repr(train))
+        raise TrainingError(
+            f"train: {name}{signature} cannot be called with effort, generator and checkpoint ({error}); "
+            "write it as train(net, *, effort, generator, checkpoint)"
+        ) from error
 
 
 @contextmanager

@@ -105,5 +105,6 @@ def _same(name: str, node: Node, found: Shape, allowed: Shape) -> Shape:
 
 def _mismatch(name: str, node: Node, found: Shape, allowed: str) -> GraphError:
     return GraphError(
-        f"{name}: {type(node).__name__} receives shape {found}, allowed is {allowed}; check the layer before it"
+        f"{name}: {type(node).__name__} receives shape {found}, allowed is {allowed}; "
+        "check the layer before it, or the features of the samples"
     )

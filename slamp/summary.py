@@ -179,8 +179,8 @@ def _budgets(run: Run, pruning: Pruning) -> list[dict[str, Any]]:
             "name": name,
             "used": used[name],
             "limit": float(limit),
-            "multiplier": plan.multipliers.get(name),
-            "binds": name in plan.binding,
+            "multiplier": plan.multipliers.get("density" if name == "sparsity" else name),
+            "binds": ("density" if name == "sparsity" else name) in plan.binding,
         }
         for name, limit in pruning.budget.given.items()
     ]

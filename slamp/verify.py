@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,10 +78,12 @@ def verify(
     replay = exporter.replay if exporter else runner
     assert replay is not None
     tally = _Tally(tuple(artifact.altered_files()))
+    digest = hashlib.sha256()  # which samples the certificate speaks of
     rasters = [samples] if isinstance(samples, SpikeRaster) else samples
     with ticker("verifying", samples.batch if isinstance(samples, SpikeRaster) else None, shown=progress) as advance:
         for raster in rasters:
             for piece in raster.batches(batch):
+                digest.update(piece.numpy().tobytes())
                 reference = simulate(graph, piece, record="spikes")
                 replayed = replay(artifact, _padded(piece, artifact.latency_steps))
                 _judge_batch(tally, _Batch(artifact, graph, piece, reference, replayed))
@@ -93,7 +96,8 @@ def verify(
     name = runner_name or (f"{artifact.target} exporter" if exporter else "runner")
     result = tally.result(graph, artifact.latency_steps, name, file_difference)
     if record and not _weaker(result, artifact.manifest["verification"]):
-        update_manifest(artifact.directory, {"verification": result.to_json()})
+        entry = {**result.to_json(), "samples_sha256": digest.hexdigest()}
+        update_manifest(artifact.directory, {"verification": entry})
     return result
 
 
@@ -101,7 +105,8 @@ def _weaker(result: Verification, recorded: object) -> bool:
     """True if a result adds nothing to the one on record: it finds no difference, on fewer samples or in silence."""
     if not isinstance(recorded, dict) or not recorded.get("equivalent") or result.verdict == "different":
         return False
-    return result.verdict == "silent" or result.samples < int(recorded.get("samples", 0))
+    fewer = result.samples < int(recorded.get("samples", 0)) or result.spikes < int(recorded.get("spikes", 0))
+    return result.verdict == "silent" or fewer
 
 
 def verify_directory(

@@ -573,6 +573,12 @@ def test_doctor_says_what_is_here(cli: Cli) -> None:
     assert json.loads(text)["packages"]["norse"] == "1.1.0"
 
 
+def test_there_is_nothing_to_resume(place: Path, tmp_path: Path, cli: Cli) -> None:
+    code, _, err = cli(*compress_words(place, tmp_path / "out", "--resume"))
+    assert code == 0
+    assert err.splitlines() == [f"nothing to resume beside {tmp_path / 'out'}; starting anew"]
+
+
 # profiles, usage
 
 

@@ -276,6 +276,18 @@ REFUSED: dict[str, tuple[Callable[[], torch.nn.Module], dict[str, Any], type[Sla
     "readout": (users.factory, {"readout": "median"}, GraphError, "'median'; allowed are mean, sum, last, max"),
     "seed": (users.factory, {"seed": -1}, BudgetError, "seed is -1"),
     "profile": (users.factory, {"profile": "loihi3"}, ProfileError, "'loihi3' is not installed"),
+    "labels": (
+        users.factory,
+        {"held_out": slamp.SpikeRaster(HELD_OUT.data, HELD_OUT.dt, np.arange(HELD_OUT.batch))},
+        RasterError,
+        "labels run from 0 to 19, the network has 4 outputs; allowed are 0 to 3",
+    ),
+    "no input": (
+        users.factory,
+        {"raster": slamp.SpikeRaster(np.zeros_like(RASTER.numpy()), RASTER.dt)},
+        RasterError,
+        "calibration raster: holds no spike",
+    ),
     "memory without a chip": (
         users.factory,
         {"budget": slamp.Budget(memory_bits=1e5)},
@@ -486,3 +498,20 @@ def test_a_memory_budget_of_a_chip_holds_in_what_ships(tmp_path: Path) -> None:
     print_run(Console(file=output, width=200), summary)
     assert "usage of loihi1" in output.getvalue()
     assert run.equivalent
+
+
+def test_a_binding_sparsity_is_said_to_bind(tmp_path: Path) -> None:
+    (row,) = compress(users.factory(), tmp_path / "out", budget=slamp.Budget(sparsity=0.7), train=None).summary()[
+        "budgets"
+    ]
+    assert (row["name"], row["binds"]) == ("sparsity", True)
+    assert row["multiplier"] > 0
+
+
+def test_a_training_function_of_another_signature_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    def plain(net: torch.nn.Module) -> None:
+        raise AssertionError("must not be called")
+
+    with pytest.raises(TrainingError, match=r"train: plain\(net: .*write it as train\(net, \*, effort"):
+        compress(users.factory(), tmp_path / "out", train=plain)
+    assert_nothing_left(tmp_path / "out")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,3 +225,14 @@ def single(weight):
         "output": Output((weight.shape[0],)),
     }
     return SpikingGraph(nodes, (("input", "w"), ("w", "output")), 1e-3)
+
+
+def test_the_same_masks_give_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy as np, slamp; from slamp.masks import Masks; "
+        "arrays = {n: np.eye(3, dtype=bool) for n in 'abcdef'}; "
+        "slamp.save_masks(Masks(arrays, {n: n + '.w' for n in arrays}), sys.argv[1])"
+    )
+    for name in "xy":
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path / name)], check=True)
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()

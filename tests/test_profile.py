@@ -210,6 +210,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_profile("loihi3")
     with pytest.raises(ProfileError, match=r"none\.toml: cannot be read"):
         load_profile(tmp_path / "none.toml")
+    (tmp_path / "sheet.txt").write_text("")
+    with pytest.raises(ProfileError, match=r"sheet\.txt: is no \.toml file; name a TOML profile, or a chip: akida1000"):
+        load_profile(tmp_path / "sheet.txt")
     (tmp_path / "odd.toml").write_text("= 3")
     with pytest.raises(ProfileError, match=r"odd\.toml: not TOML"):
         load_profile(tmp_path / "odd.toml")

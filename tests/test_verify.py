@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -105,6 +106,7 @@ def test_identical_artifact_is_certified(tmp_path: Path, batch: int) -> None:
     assert result.max_readout_error is None
     result.raise_if_different()
     stored = read_manifest(tmp_path / "out")["verification"]
+    assert len(stored.pop("samples_sha256")) == 64
     assert stored == json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert stored["runner"] == "simulator"
     assert result.sentence().startswith("identical: 6 samples, 40 steps, 30,720 cells")
@@ -236,7 +238,9 @@ def test_stated_latency_is_taken_out_and_every_step_is_compared(tmp_path: Path) 
 def test_the_certificate_is_not_replaced_by_weaker_evidence(tmp_path: Path) -> None:
     graph = conv_graph()
     artifact, inputs = write(graph, tmp_path / "out"), raster(graph)
-    recorded = verify(artifact, graph, inputs, runner=running(graph)).to_json()
+    verify(artifact, graph, inputs, runner=running(graph))
+    recorded = artifact.manifest["verification"]
+    assert recorded["samples_sha256"] == hashlib.sha256(inputs.numpy().tobytes()).hexdigest()
     assert verify(artifact, graph, inputs.samples(0, 2), runner=running(graph)).verdict == "identical"
     assert artifact.manifest["verification"] == recorded
     empty = SpikeRaster(torch.zeros_like(inputs.data), DT)

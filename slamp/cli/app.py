@@ -22,7 +22,7 @@ from slamp.cli.profiles import profile_lines, profile_table, profiles_table
 from slamp.cli.run_file import RunFile, checked_run, read_run_file
 from slamp.cli.tables import module_table, print_run, print_verdicts
 from slamp.cli.usage import comparison_table, encodings_table, usage_lines, usage_table
-from slamp.compress import RUN, Run, compress
+from slamp.compress import RUN, Run, compress, state_directory
 from slamp.demo.run import run_demo
 from slamp.errors import ArtifactError, RunFileError, UnsupportedModuleError
 from slamp.health import health
@@ -30,6 +30,7 @@ from slamp.manifest import MANIFEST, open_artifact
 from slamp.profile import installed_profiles, load_profile, profile_schema
 from slamp.raster import load_samples
 from slamp.report import HTML_NAME
+from slamp.score import METHODS
 from slamp.summary import FORMAT
 from slamp.usage import usage
 from slamp.verify import golden_input, verify_directory
@@ -48,6 +49,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable o
 # Spread over the file, because samples are often sorted by class.
 HELD_OUT_EVERY = 4
 DEFAULT_OUT = Path("build/compress")
+METHOD_HELP = f"auto (default: slamp where SOPs are limited, else slamp-activity), {', '.join(METHODS)}."
 
 
 def _print_version(wanted: bool) -> None:
@@ -98,7 +100,7 @@ def compress_command(
     train: Annotated[str | None, typer.Option(help="package.module:train; without it nothing is retrained.")] = None,
     metric: Annotated[str | None, typer.Option(help="package.module:metric; default: accuracy on the labels.")] = None,
     held_out: Annotated[Path | None, typer.Option(help="npz to verify on; default: every fourth of SAMPLES.")] = None,
-    method: Annotated[str | None, typer.Option(help="Scoring method. Default: auto.")] = None,
+    method: Annotated[str | None, typer.Option(help=METHOD_HELP)] = None,
     readout: Annotated[str | None, typer.Option(help="mean, sum, last or max over time. Default: mean.")] = None,
     schedule: Annotated[str | None, typer.Option(help="one-shot or iterative. Default: one-shot.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides all randomness. Default: 0.")] = None,
@@ -154,6 +156,9 @@ def compress_command(
             "strict": strict,
         }
         plan = checked_run({name: value for name, value in chosen.items() if value is not None}, where="compress")
+    if resume and not state_directory(plan.out).exists():
+        text = f"nothing to resume beside {plan.out}; starting anew"
+        Console(stderr=True).print(text, style="yellow", soft_wrap=True, markup=False)
     with _stdout_kept(as_json), _interruptible(plan.out):
         run = _compress(plan, resume=resume, progress=_progress(as_json))
     _finish(run, console, as_json)

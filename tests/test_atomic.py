@@ -79,7 +79,7 @@ def test_a_failed_exchange_brings_the_old_directory_back(tmp_path: Path, monkeyp
         calls.append(target)
         if len(calls) == 2:
             raise OSError("disk gone")
-        rename(source, target)  # type: ignore[arg-type]
+        rename(source, target)
 
     monkeypatch.setattr(os, "rename", second_fails)
     with pytest.raises(OSError, match="disk gone"), new_directory(tmp_path / "out", marker="m") as temporary:

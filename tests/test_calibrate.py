@@ -480,7 +480,7 @@ def test_pieces_give_the_totals_of_the_whole(name: str) -> None:
         np.testing.assert_allclose(neuron.threshold_density, pieces.neurons[key].threshold_density)
 
 
-class Events(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class Events(torch.utils.data.Dataset):
     """A stand-in for an event data set of tonic: frames (time, channels, y, x) of int16 and a label."""
 
     def __init__(self, raster: SpikeRaster) -> None:
@@ -497,7 +497,7 @@ class Events(torch.utils.data.Dataset):  # type: ignore[type-arg]
 def test_a_data_loader_gives_the_totals_of_the_raster(labels: bool) -> None:
     graph, raster = of_zoo("conv_box", batch=6)
     data: object = Events(raster) if labels else torch.tensor(Events(raster).frames)
-    loader = torch.utils.data.DataLoader(data, batch_size=4)  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(data, batch_size=4)
     assert_equal_activity(calibrate(graph, loader, fold=False), calibrate(graph, raster, fold=False))
 
 
@@ -507,7 +507,7 @@ def test_a_data_loader_over_a_tonic_data_set() -> None:
     rng = np.random.default_rng(0)
     frames = tonic.transforms.ToFrame(sensor_size=sensor, n_time_bins=10)
 
-    class Recordings(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    class Recordings(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return 3
 
@@ -564,7 +564,7 @@ def test_mixed_kinds_are_refused() -> None:
 def test_other_items_are_refused() -> None:
     graph, raster = of_zoo("dense_if")
     with pytest.raises(RasterError, match="the iterable gave Tensor; allowed is SpikeRaster"):
-        calibrate(graph, [raster.data])  # type: ignore[list-item]
+        calibrate(graph, [raster.data])
 
 
 @pytest.mark.parametrize("more", [(torch.rand(4),), (torch.eye(4), ["a"] * 4), ()], ids=["floats", "one-hot", "none"])
@@ -587,7 +587,7 @@ def test_event_counts_are_refused_with_a_remedy() -> None:
 
 @pytest.mark.parametrize("items", [[{"x": torch.zeros(2, 3)}], [torch.zeros(3)], [("a", 1)]])
 def test_other_items_of_a_data_loader_are_refused(items: list[object]) -> None:
-    loader = torch.utils.data.DataLoader(items, batch_size=None)  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(items, batch_size=None)
     with pytest.raises(RasterError, match=r"data loader: an item is .*; allowed are tensors"):
         list(as_rasters(loader, 1e-3))
 

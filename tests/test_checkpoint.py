@@ -25,8 +25,8 @@ def test_a_state_comes_back(tmp_path: Path) -> None:
     loaded = checkpoint.load()
     assert loaded is not None
     assert loaded["epoch"] == 3
-    assert torch.equal(loaded["net"]["weight"], saved["net"]["weight"])  # type: ignore[index]
-    assert torch.equal(loaded["optimizer"]["state"][0]["exp_avg"], saved["optimizer"]["state"][0]["exp_avg"])  # type: ignore[index]
+    assert torch.equal(loaded["net"]["weight"], saved["net"]["weight"])
+    assert torch.equal(loaded["optimizer"]["state"][0]["exp_avg"], saved["optimizer"]["state"][0]["exp_avg"])
     assert torch.equal(loaded["random"], saved["random"])
 
 

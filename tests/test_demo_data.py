@@ -175,8 +175,8 @@ def test_training_digits_moves_the_weights_and_resumes(digit_split: Split, tmp_p
     assert not torch.equal(whole[0].weight, digit_net()[0].weight)
 
     class Stop(Checkpoint):
-        def save(self, state: object) -> None:  # type: ignore[override]
-            super().save(state)  # type: ignore[arg-type]
+        def save(self, state: object) -> None:
+            super().save(state)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

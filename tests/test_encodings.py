@@ -84,6 +84,15 @@ def test_words_of_loihi_1_by_hand() -> None:
     assert loihi1("loihi1_runlength", row) == 128
 
 
+def test_a_list_that_fills_its_words_takes_one_more_on_loihi_1() -> None:
+    """10 + 6 + 6 * 8 = 64 bits: nothing is left over, and the compiler adds a word."""
+    row = np.zeros((1, 40), dtype=bool)
+    row[0, :6] = True
+    assert loihi1("loihi1_dense1", row) == 128
+    row[0, 5] = False
+    assert loihi1("loihi1_dense1", row) == 64
+
+
 def test_simple_rules_by_hand() -> None:
     kept = np.array([[1, 0, 0, 1], [0, 0, 1, 0]], dtype=bool)
     assert synapse_bits("dense", lists(kept), {"weight_bits": 8}) == 64

@@ -169,7 +169,7 @@ def test_nodes_are_ordered_behind_their_sources() -> None:
 def test_graphs_cannot_be_written_to() -> None:
     graph = small()
     with pytest.raises(TypeError):
-        graph.nodes["n0"] = graph.nodes["n1"]  # type: ignore[index]
+        graph.nodes["n0"] = graph.nodes["n1"]
     with pytest.raises(ValueError, match="read-only"):
         graph.weighted["n0"].weight[0, 0] = 1.0
 

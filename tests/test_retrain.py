@@ -252,7 +252,7 @@ def assign(net: torch.nn.Module, masks: Masks) -> None:
 
 
 def replace_parameter(net: torch.nn.Module, masks: Masks) -> None:
-    net[2].weight = torch.nn.Parameter(torch.full_like(net[2].weight, 0.5))  # type: ignore[index]
+    net[2].weight = torch.nn.Parameter(torch.full_like(net[2].weight, 0.5))
 
 
 def load_assigning(net: torch.nn.Module, masks: Masks) -> None:
@@ -275,12 +275,12 @@ def test_weights_revived_past_the_optimizer_are_found(revive: Callable[[torch.nn
 def test_another_network_returned_is_refused() -> None:
     net, masks = network()
     with pytest.raises(TrainingError, match="returned another network; train the one given, in place"):
-        retrain(net, masks, lambda net, **_: pattern_net())  # type: ignore[arg-type, return-value]
+        retrain(net, masks, lambda net, **_: pattern_net())
 
 
 def test_the_network_itself_may_be_returned() -> None:
     net, masks = network()
-    assert_held(retrain(net, masks, lambda net, **_: net), masks)  # type: ignore[arg-type, return-value]
+    assert_held(retrain(net, masks, lambda net, **_: net), masks)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

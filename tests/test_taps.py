@@ -67,7 +67,7 @@ def draw(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def conv2d(weight: tuple[int, ...], stride: object, padding: object, dilation: object, groups: int) -> Conv2d:
     pair = [value if isinstance(value, (tuple, str)) else (value, value) for value in (stride, padding, dilation)]
-    return Conv2d(draw(weight), None, pair[0], pair[1], pair[2], groups)  # type: ignore[arg-type]
+    return Conv2d(draw(weight), None, pair[0], pair[1], pair[2], groups)
 
 
 CONVOLUTIONS: list[tuple[Conv1d | Conv2d, tuple[int, ...]]] = [

@@ -28,6 +28,7 @@ from slamp.exporting import export, installed_exporters
 from slamp.fold import fold_batchnorm
 from slamp.graph import SpikingGraph, load_graph
 from slamp.manifest import Artifact, open_artifact
+from slamp.mapping import CoreMap, map_cores
 from slamp.masks import Masks, load_masks, load_pruned, make_masks, save_masks, save_pruned
 from slamp.measure import accuracy
 from slamp.profile import Profile, installed_profiles, load_profile
@@ -49,6 +50,7 @@ __all__ = [
     "Artifact",
     "Budget",
     "Checkpoint",
+    "CoreMap",
     "Masks",
     "Plan",
     "Profile",
@@ -81,6 +83,7 @@ __all__ = [
     "load_pruned",
     "load_samples",
     "make_masks",
+    "map_cores",
     "open_artifact",
     "prune",
     "recover",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -24,15 +25,28 @@ class SynapseLists:
 
     Attributes:
         kept: Which are not zero, bool, shape (lists, targets of a list).
-        fan_out: Non-zero synapses every input feature reaches, unrolled, float64, shape of the layer's input.
-        weight_shape: Shape of the weight.
-        convolution: True if the lists are shared by all positions of an input channel.
+        node: The layer; only which of its weights are zero counts.
+        input_shape: Shape of its input.
     """
 
     kept: np.ndarray
-    fan_out: np.ndarray
-    weight_shape: Shape
-    convolution: bool
+    node: Weighted
+    input_shape: Shape
+
+    @property
+    def weight_shape(self) -> Shape:
+        """Shape of the weight."""
+        return tuple(self.node.weight.shape)
+
+    @property
+    def convolution(self) -> bool:
+        """True if the lists are shared by all positions of an input channel."""
+        return isinstance(self.node, (Conv1d, Conv2d))
+
+    @cached_property
+    def fan_out(self) -> np.ndarray:
+        """Non-zero synapses every input feature reaches, unrolled, float64, shape of the layer's input."""
+        return fan_out(self.node, self.input_shape, self.node.weight != 0)
 
     @property
     def density(self) -> float:
@@ -50,12 +64,11 @@ CHUNK_TARGETS = 2**19  # rules that look at single synapses see this many target
 def synapse_lists(node: Weighted, input_shape: Shape) -> SynapseLists:
     """Return the synapse lists of a weighted node whose input has that shape (batch axis not counted)."""
     mask = node.weight != 0
-    convolution = isinstance(node, (Conv1d, Conv2d))
     groups = node.groups if isinstance(node, (Conv1d, Conv2d)) else 1
     outputs, inputs = mask.shape[0] // groups, mask.shape[1]
     spread = mask.reshape(groups, outputs, inputs, -1)
     kept = np.ascontiguousarray(spread.transpose(0, 2, 1, 3)).reshape(groups * inputs, -1)
-    return SynapseLists(kept, fan_out(node, input_shape, mask), tuple(mask.shape), convolution)
+    return SynapseLists(kept, node, input_shape)
 
 
 def synapse_bits(rule: str, lists: SynapseLists, numbers: Numbers) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,11 +11,13 @@ import numpy as np
 
 from slamp.activity import Activity
 from slamp.encodings import synapse_lists
-from slamp.errors import ProfileError
+from slamp.errors import MappingError, ProfileError
 from slamp.graph import SpikingGraph
+from slamp.mapping import MAPPED, CoreMap, core_map_from_json, place, too_many_cores
 from slamp.memory import encoded_bits, masked_lists
 from slamp.nodes import NEURON, SPIKING, Shape, Weighted
 from slamp.placement import kernel_cores
+from slamp.populations import hosted
 from slamp.profile import Energy, Figure, Profile
 from slamp.taps import connections, fan_out, weighted_sum
 
@@ -33,6 +35,7 @@ class UsageRow:
         status: Of the limit, or of the price behind ``used``; "counted" if neither is involved.
         source: Names of its sources; `Usage.sources` cites them.
         note: Explanation.
+        infeasible: True if no amount of the resource would do; ``note`` says why.
     """
 
     resource: str
@@ -41,11 +44,12 @@ class UsageRow:
     status: str = "counted"
     source: str = ""
     note: str = ""
+    infeasible: bool = False
 
     @property
     def fits(self) -> bool:
         """False if more is used than there is."""
-        return self.used is None or self.limit is None or self.used <= self.limit
+        return not self.infeasible and (self.used is None or self.limit is None or self.used <= self.limit)
 
     @property
     def share(self) -> float | None:
@@ -86,6 +90,8 @@ class Usage:
         layers: By weighted node.
         unsupported: What the chip cannot run, one sentence each.
         sources: Citation of every source that a row names.
+        host: Nodes that stay on the host, because their input is analog; they take nothing of the chip.
+        mapping: What sits on which core; None if the chip's rule places nothing, or nothing fits.
     """
 
     profile: str
@@ -94,6 +100,8 @@ class Usage:
     layers: Mapping[str, LayerUsage]
     unsupported: tuple[str, ...]
     sources: Mapping[str, str]
+    host: tuple[str, ...] = ()
+    mapping: CoreMap | None = None
 
     @property
     def fits(self) -> bool:
@@ -116,6 +124,8 @@ class Usage:
             "layers": {name: {**asdict(layer), "bits": dict(layer.bits)} for name, layer in self.layers.items()},
             "unsupported": list(self.unsupported),
             "sources": dict(self.sources),
+            "host": list(self.host),
+            "mapping": None if self.mapping is None else self.mapping.to_json(),
         }
 
     def __getitem__(self, resource: str) -> UsageRow:
@@ -130,14 +140,25 @@ def usage_from_json(found: Mapping[str, Any]) -> Usage:
     """Return the usage that `Usage.to_json` made plain."""
     rows = tuple(UsageRow(**{key: value for key, value in row.items() if key != "fits"}) for row in found["rows"])
     layers = {name: LayerUsage(**layer) for name, layer in found["layers"].items()}
-    return Usage(found["profile"], found["route"], rows, layers, tuple(found["unsupported"]), found["sources"])
+    mapping = None if found["mapping"] is None else core_map_from_json(found["mapping"])
+    return Usage(
+        found["profile"],
+        found["route"],
+        rows,
+        layers,
+        tuple(found["unsupported"]),
+        found["sources"],
+        tuple(found["host"]),
+        mapping,
+    )
 
 
 def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
     """Count what a network takes of a chip.
 
-    SOPs, spikes and energy are means per sample, measured. Cores are a lower bound: layer by layer, the resource that
-    needs most cores; routing can only raise it. An energy total is given only if every counted term has a price.
+    SOPs, spikes and energy are means per sample, measured. Cores are those of `slamp.mapping`, where the chip's rule
+    is one it knows, else a lower bound: layer by layer, the resource that needs most cores. An energy total is given
+    only if every counted term has a price. Layers with analog input stay on the host, unless the chip prices MACs.
 
     Args:
         graph: The network, as it ships.
@@ -152,17 +173,40 @@ def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
             f"usage: the activity was measured on graph {activity.graph_hash[:12]}, this is {graph.hash[:12]}; "
             "calibrate this graph"
         )
-    layers = {name: _layer(graph, name, node, profile) for name, node in graph.weighted.items()}
+    priced = any(energy.mac_pj is not None for energy in profile.energy.values())
+    host = frozenset() if priced else hosted(graph, activity)
+    layers = {name: _layer(graph, name, node, profile) for name, node in graph.weighted.items() if name not in host}
+    mapping, why = _mapping(graph, profile, host)
     rows = [
         *_synapses(graph, layers, profile),
-        *_neurons(graph, profile),
-        *_cores(graph, layers, profile),
+        *_neurons(graph, profile, host),
+        *_cores(graph, layers, profile, mapping, why),
         *_operations(graph, activity),
     ]
     rows += [_energy(name, energy, rows, profile) for name, energy in profile.energy.items()]
     named = {name for row in rows for name in row.source.split("; ") if name}
-    cited = {name: source.cite for name, source in profile.sources.items() if name in named}
-    return Usage(profile.name, profile.route, tuple(rows), layers, tuple(_unsupported(graph, profile)), cited)
+    return Usage(
+        profile=profile.name,
+        route=profile.route,
+        rows=tuple(rows),
+        layers=layers,
+        unsupported=tuple(_unsupported(graph, profile)),
+        sources={name: source.cite for name, source in profile.sources.items() if name in named},
+        host=tuple(name for name in graph.nodes if name in host),
+        mapping=mapping,
+    )
+
+
+def _mapping(graph: SpikingGraph, profile: Profile, host: frozenset[str]) -> tuple[CoreMap | None, str]:
+    """Place the network; say why where nothing can be placed, and nothing where the chip has no rule for it."""
+    limits = profile.limits
+    known = limits.neurons_per_core is not None and limits.neurons_per_core.value is not None
+    if profile.mapping.rule not in MAPPED or not known:
+        return None, ""
+    try:
+        return place(graph, profile, host=host), ""
+    except MappingError as error:
+        return None, str(error)
 
 
 def _layer(graph: SpikingGraph, name: str, node: Weighted, profile: Profile) -> LayerUsage:
@@ -209,17 +253,17 @@ def _synapses(graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile: Pr
     else:
         bits = sum(layer.bits[layer.encoding] for layer in layers.values())
         yield _row(profile, "synaptic memory, bits", bits, limits.synapse_bits_per_core, times=limits.cores_per_chip)
-    fan_in, reached, mean = _fans(graph)
+    fan_in, reached, mean = _fans(graph, layers)
     yield _row(profile, "largest fan-in", fan_in, limits.fan_in)
     yield _row(profile, "largest fan-out of a neuron", reached, limits.fan_out)
     yield _row(profile, "mean fan-out of a neuron", mean, limits.fan_out_mean)
 
 
-def _fans(graph: SpikingGraph) -> tuple[float, float, float]:
+def _fans(graph: SpikingGraph, layers: Collection[str]) -> tuple[float, float, float]:
     """Largest number of synapses into a neuron and out of one, and the mean out of one, unrolled, inputs left out."""
     fan_in, outs = 0.0, [np.zeros(1)]
-    for name, node in graph.weighted.items():
-        shape = graph.shapes[graph.sources(name)[0]]
+    for name in layers:
+        node, shape = graph.weighted[name], graph.shapes[graph.sources(name)[0]]
         per_output = (node.weight != 0).reshape(node.weight.shape[0], -1).sum(1)
         fan_in = max(fan_in, float(per_output.max()))
         if _behind_neurons(graph, name):
@@ -235,9 +279,10 @@ def _behind_neurons(graph: SpikingGraph, name: str) -> bool:
     )
 
 
-def _neurons(graph: SpikingGraph, profile: Profile) -> Iterator[UsageRow]:
+def _neurons(graph: SpikingGraph, profile: Profile, host: Collection[str]) -> Iterator[UsageRow]:
     limits = profile.limits
-    count = sum(math.prod(graph.shapes[name]) for name, node in graph.nodes.items() if isinstance(node, NEURON))
+    on_chip = [name for name, node in graph.nodes.items() if isinstance(node, NEURON) and name not in host]
+    count = sum(math.prod(graph.shapes[name]) for name in on_chip)
     if limits.neurons_per_chip is not None:
         yield _row(profile, "neurons", count, limits.neurons_per_chip)
     else:
@@ -246,7 +291,15 @@ def _neurons(graph: SpikingGraph, profile: Profile) -> Iterator[UsageRow]:
     yield _row(profile, "output neurons", math.prod(graph.shapes[graph.output]), limits.output_neurons)
 
 
-def _cores(graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile: Profile) -> Iterator[UsageRow]:
+def _cores(
+    graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile: Profile, mapping: CoreMap | None, why: str
+) -> Iterator[UsageRow]:
+    if mapping is not None:
+        yield _mapped_row(mapping, profile)
+        return
+    if why:
+        yield UsageRow("cores", None, note=why, infeasible=True)
+        return
     if profile.mapping.rule == "one layer per core":
         yield _kernel_cores_row(graph, profile)
         return
@@ -259,6 +312,20 @@ def _cores(graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile: Profi
         needed = max((cores or 0 for cores, _ in per_layer), default=0)
     reasons = [f"{name}: {cores} for {why}" for name, (cores, why) in zip(layers, per_layer, strict=True)]
     yield _row(profile, "cores, at least", needed, profile.limits.cores_per_chip, note="; ".join(reasons))
+
+
+def _mapped_row(mapping: CoreMap, profile: Profile) -> UsageRow:
+    available = mapping.cores_per_chip
+    if available is not None and mapping.cores > available:
+        note = too_many_cores(mapping, available)
+    else:
+        counts = {name: len({part.core for part in parts}) for name, parts in mapping.layers().items()}
+        reasons = [f"{name}: {count}" for name, count in counts.items() if count > 1]
+        reasons = [f"{text} for {mapping.splits[text.partition(':')[0]]}" for text in reasons]
+        note = "; ".join(reasons)
+    if mapping.unchecked:
+        note = "; ".join(filter(None, [note, f"not checked, because not known: {', '.join(mapping.unchecked)}"]))
+    return _row(profile, "cores", mapping.cores, profile.limits.cores_per_chip, note=note)
 
 
 def _least_cores(graph: SpikingGraph, name: str, layer: LayerUsage, profile: Profile) -> tuple[int | None, str]:

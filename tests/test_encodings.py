@@ -32,7 +32,7 @@ RULES_OF_LOIHI1 = ("loihi1_sparse", "loihi1_runlength", "loihi1_dense1", "loihi1
 
 
 def lists(kept: np.ndarray) -> SynapseLists:
-    return SynapseLists(kept, kept.sum(1).astype(float), (kept.shape[1], kept.shape[0]), False)
+    return SynapseLists(kept, Linear(kept.T), (len(kept),))
 
 
 def loihi1(rule: str, kept: np.ndarray) -> float:
@@ -172,7 +172,7 @@ def test_words_of_a_large_layer_need_little_memory(rule: str, every: int) -> Non
     kept = np.zeros((4096, 4096), dtype=bool)
     kept[:, ::every] = True
     tracemalloc.start()
-    list_words(rule, SynapseLists(kept, np.zeros(1), (4096, 4096), False), LOIHI1)
+    list_words(rule, lists(kept), LOIHI1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64 * 2**20

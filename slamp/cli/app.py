@@ -21,7 +21,7 @@ from slamp.cli.loading import load_function, load_network
 from slamp.cli.profiles import profile_lines, profile_table, profiles_table
 from slamp.cli.run_file import RunFile, checked_run, read_run_file
 from slamp.cli.tables import module_table, print_run, print_verdicts
-from slamp.cli.usage import comparison_table, encodings_table, usage_lines, usage_table
+from slamp.cli.usage import comparison_table, cores_table, encodings_table, usage_lines, usage_table
 from slamp.compress import RUN, Run, compress, state_directory
 from slamp.demo.run import run_demo
 from slamp.errors import ArtifactError, RunFileError, UnsupportedModuleError
@@ -322,6 +322,8 @@ def usage_command(
         console.print(comparison_table(found))
         return
     console.print(usage_table(found[0]))
+    if found[0].mapping is not None:
+        console.print(cores_table(found[0].mapping))
     console.print(encodings_table(found[0]))
     for text in usage_lines(found[0]):
         console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from slamp.cli.usage import usage_lines, usage_table
+from slamp.cli.usage import cores_table, usage_lines, usage_table
 from slamp.usage import usage_from_json
 
 VERDICT_STYLE = {"identical": "bold green", "tie": "bold yellow", "different": "bold red", "silent": "bold red"}
@@ -25,6 +25,8 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
     if summary["usage"]:
         found = usage_from_json(summary["usage"])
         console.print(usage_table(found))
+        if found.mapping is not None:
+            console.print(cores_table(found.mapping))
         for text in usage_lines(found):
             console.print(text, soft_wrap=True, markup=False, highlight=False)
     if summary["folding"]:

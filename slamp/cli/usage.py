@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from slamp.mapping import CoreMap, Part
 from slamp.profile import STARRED
 from slamp.usage import Usage, UsageRow
+
+CORES_SHOWN = 40
 
 
 def usage_table(found: Usage) -> Table:
@@ -25,7 +28,8 @@ def usage_table(found: Usage) -> Table:
 
 def usage_lines(found: Usage) -> list[str]:
     """Say what cannot run, and cite the sources a usage table names."""
-    cannot = [f"cannot run: {text}" for text in found.unsupported]
+    cannot = [f"on the host: {', '.join(found.host)} (analog input)"] if found.host else []
+    cannot += [f"cannot run: {text}" for text in found.unsupported]
     return cannot + [f"{name}: {cite}" for name, cite in found.sources.items()]
 
 
@@ -43,6 +47,31 @@ def encodings_table(found: Usage) -> Table:
         bits = [f"{layer.bits[encoding]:,.0f}" if encoding in layer.bits else "-" for encoding in names]
         table.add_row(name, f"{layer.weights:,}", f"{layer.synapses:,}", *bits, layer.encoding or "unknown", below)
     return table
+
+
+def cores_table(found: CoreMap) -> Table:
+    """One row per core: what sits there, and how full each of its resources is."""
+    table = Table(title=f"cores of {found.profile}", title_justify="left")
+    table.add_column("core", justify="right")
+    table.add_column("layer [channels; positions]", overflow="fold")
+    for name in found.limits:
+        table.add_column(name.partition(",")[0], justify="right")
+    table.add_column("split for", overflow="fold")
+    shown = min(found.cores, CORES_SHOWN)
+    for core in range(shown):
+        parts = [part for part in found.parts if part.core == core]
+        full = found.fullness(core)
+        reasons = {found.splits[part.layer] for part in parts if part.layer in found.splits}
+        shares = [f"{100 * full[name]:.0f} %" for name in found.limits]
+        table.add_row(str(core), ", ".join(_part(part) for part in parts), *shares, ", ".join(sorted(reasons)))
+    if found.cores > shown:
+        table.add_row("...", f"and {found.cores - shown} more; --json lists all")
+    return table
+
+
+def _part(part: Part) -> str:
+    channels, positions = (f"{start}-{stop - 1}" for start, stop in (part.channels, part.positions))
+    return f"{part.layer} [{channels}]" if part.positions == (0, 1) else f"{part.layer} [{channels}; {positions}]"
 
 
 def comparison_table(found: Sequence[Usage]) -> Table:

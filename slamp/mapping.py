@@ -165,6 +165,11 @@ def place(graph: SpikingGraph, profile: Profile, *, host: Collection[str] = ()) 
     return CoreMap(profile.name, limits, tuple(parts), splits, available, unchecked)
 
 
+def cores_taken(graph: SpikingGraph, profile: Profile, host: Collection[str] = ()) -> int:
+    """Return how many cores a network takes; raises `MappingError` where no number would do, or nothing is placed."""
+    return place(graph, profile, host=host).cores
+
+
 def core_limits(profile: Profile) -> tuple[dict[str, float], tuple[str, ...]]:
     """Return the known limits of one core by resource, and the names of those that are not known.
 

@@ -16,9 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from slamp.allocate import Plan
+from slamp.allocate import Plan, masks_of_plan
 from slamp.atomic import write_atomically
+from slamp.balance import check_balance
 from slamp.errors import ArtifactError, MaskError
+from slamp.fans import within_fans
 from slamp.score import Scores
 
 MASKS_FORMAT = "slamp-masks-1"
@@ -85,24 +87,32 @@ class Masks:
         return digest.hexdigest()
 
 
-def make_masks(scores: Scores, plan: Plan) -> Masks:
+def make_masks(scores: Scores, plan: Plan, *, balance: str | None = None) -> Masks:
     """Keep exactly ``plan.keep[name]`` weights of every layer, the largest by score; of equals the lower flat index.
 
+    Args:
+        scores: What the plan was allocated from.
+        plan: Result of `slamp.allocate`; the limits of fan-in and fan-out of its chip hold.
+        balance: "fan_out" keeps as many weights for every source within a core's group of targets, at most as many as
+            planned: Loihi 1 pads every list of a group to the longest (22 to 30 % of the memory at 10 % density).
+            By default what the plan says.
+
     Raises:
-        MaskError: The plan was made from other scores.
+        MaskError: The plan was made from other scores, or the balance is unknown.
     """
     if plan.method != scores.method or dict(plan.sizes) != scores.sizes:
         raise MaskError(
             f"masks: the plan is for {plan.method} on layers {dict(plan.sizes)}, the scores are {scores.method} on "
             f"{scores.sizes}; allocate from these scores"
         )
-    arrays = {}
+    balance = plan.balance if balance is None else balance
+    check_balance(balance)
+    scores = within_fans(scores, plan.profile)
     for name, layer in scores.layers.items():
         n = plan.keep[name]
         if not 1 <= n <= layer.curve.live:
             raise MaskError(f"{name}: the plan keeps {n} weights, allowed are 1 to {layer.curve.live}; allocate again")
-        arrays[name] = scores.largest(name, n)
-    return Masks(arrays, scores.graph.parameters)
+    return Masks(masks_of_plan(scores, plan.keep, plan.profile, balance), scores.graph.parameters)
 
 
 def masked_copy(net: torch.nn.Module, masks: Masks) -> torch.nn.Module:

@@ -13,20 +13,23 @@ import torch
 
 from slamp.activity import Activity
 from slamp.allocate import Plan, allocate
+from slamp.balance import check_balance
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
 from slamp.capture import read_graph
 from slamp.checkpoint import Checkpoint
-from slamp.errors import ArtifactError, BudgetError
+from slamp.energy import on_host
+from slamp.errors import ArtifactError, BudgetError, MappingError
 from slamp.graph import SpikingGraph
+from slamp.mapping import cores_taken
 from slamp.masks import Masks, load_pruned, make_masks, masked_copy, save_pruned
+from slamp.measured import BATCH, exceeds, measured_sops, measured_use, spent, use_of
 from slamp.memory import memory_bits
-from slamp.profile import Profile
 from slamp.raster import SpikeRaster
 from slamp.recover import recover
 from slamp.retrain import Train, check_signature, retrain
 from slamp.score import Scores, resolve_method, score
-from slamp.spend import BATCH, SPENT, masks_of, measured_sops, merged, other_budgets_hold, stepped, trim
+from slamp.spend import SPENT, masks_of, merged, other_budgets_hold, stepped, trim
 from slamp.taps import dense_connections
 
 Schedule = Literal["one-shot", "iterative"]
@@ -38,11 +41,20 @@ KEEP_PER_ROUND = 0.8
 
 @dataclass(frozen=True)
 class Round:
-    """One pass of allocation, recovery and retraining; SOPs are means per sample."""
+    """One pass of allocation, recovery and retraining.
 
-    sops_asked: float | None
-    sops_predicted: float | None
-    sops_measured: float
+    Attributes:
+        asked: Limit of every measured budget in this round, by name.
+        predicted: What the plan expected.
+        measured: What the recovered and retrained network takes.
+        sops: SOPs per sample, measured.
+        density: Share of the weights the plan keeps.
+    """
+
+    asked: Mapping[str, float]
+    predicted: Mapping[str, float]
+    measured: Mapping[str, float]
+    sops: float
     density: float
 
 
@@ -56,7 +68,7 @@ class Pruned:
         plan: The last allocation.
         rounds: What every round asked for and reached.
         sops: SOPs per sample measured on the calibration sample by the reference, exactly.
-        shortfall: Why a binding SOP budget is spent to less than 98 percent; empty if it is spent.
+        shortfall: Why a binding budget of operations or energy is spent to less than 98 percent; empty if it is spent.
     """
 
     net: torch.nn.Module
@@ -78,6 +90,7 @@ class Pruning:
         schedule: "one-shot", or "iterative": a fifth of what is left of what the budget counts goes per round.
         train: The user's training function, or None to prune without retraining.
         seed: Decides all randomness.
+        balance: "fan_out" to balance the masks, see `slamp.make_masks`.
         directory: Where finished rounds and training checkpoints are kept for resuming; None keeps nothing.
         progress: Show progress.
     """
@@ -90,10 +103,12 @@ class Pruning:
     seed: int = 0
     directory: Path | None = None
     progress: bool = False
+    balance: str = ""
 
     def __post_init__(self) -> None:
         if self.schedule not in ("one-shot", "iterative"):
             raise BudgetError(f"schedule: {self.schedule!r}; allowed are 'one-shot' and 'iterative'")
+        check_balance(self.balance)
         if self.train is not None:
             check_signature(self.train)
 
@@ -101,10 +116,10 @@ class Pruning:
 def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned:
     """Prune ``net`` to a budget: scores from the dense network, rates restored, retrained, measured, trimmed.
 
-    A SOP budget is met in measured use: after each round the allocation is corrected by what was measured, a last trim
-    by bisection removes what is too much, and single weights are given back until the measured SOPs lie within
-    [0.98 B, B], wherever the SOP budget is the one that binds. Where single weights are too coarse for that,
-    ``shortfall`` says so.
+    Budgets of SOPs and of energy are met in measured use: after each round the allocation is corrected by what was
+    measured, a last trim by bisection removes what is too much, and single weights are given back until the measured
+    use lies within [0.98 B, B], wherever such a budget is the one that binds. Where single weights are too coarse for
+    that, ``shortfall`` says so.
 
     Args:
         net: The dense network; it is not changed.
@@ -123,29 +138,35 @@ def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned
         pruned, plan, rounds = _iterative(net, raster, pruning, scores, dense)
     else:
         pruned, plan, rounds = _one_shot(net, raster, pruning, scores, dense, [], 1.0)
-    limit = pruning.budget.sops
-    sops = measured_sops(pruned, raster)
+    budget = pruning.budget
     shortfall = ""
-    if limit is not None:
-        if sops > limit:
+    if budget.measured:
+        use = measured_use(pruned, raster, budget)
+        if exceeds(use, budget):
             current, _ = read_graph(pruned, raster.features, raster.dt)
             scores = _score(current, calibrate(current, raster.batches(BATCH)), raster, pruning)
-            pruned, plan = trim(pruned, scores, raster, pruning.budget, progress=pruning.progress)
-        elif sops < SPENT * limit and "sops" in plan.binding:
-            pruned = stepped(pruned, net, scores, raster, pruning.budget, progress=pruning.progress)
-        sops = measured_sops(pruned, raster)
-        if sops > limit:
+            pruned, plan = trim(pruned, scores, raster, budget, progress=pruning.progress)
+        elif spent(use, budget) < SPENT and _measured_binds(plan, budget):
+            pruned = stepped(pruned, net, scores, raster, budget, progress=pruning.progress)
+        use = measured_use(pruned, raster, budget)
+        if exceeds(use, budget):
             raise BudgetError(
-                f"budget: sops {limit:g} is exceeded by {sops:g} measured after trimming; this is a defect"
+                f"budget: {budget.measured} is exceeded by {use} measured after trimming; this is a defect"
             )
-        if sops < SPENT * limit and "sops" in plan.binding:
+        if spent(use, budget) < SPENT and _measured_binds(plan, budget):
+            what = "SOP" if "energy_pj" not in plan.binding else "energy"
             shortfall = (
-                f"{sops / limit:.1%} of the SOP budget is spent: of the weights tried, every one more exceeds a budget"
+                f"{spent(use, budget):.1%} of the {what} budget is spent: of the weights tried, every one more exceeds "
+                "a budget"
             )
     masks = masks_of(pruned, raster)
-    if not other_budgets_hold(scores.graph, masks, pruning.budget):
+    if not other_budgets_hold(scores, masks, budget):
         raise BudgetError("budget: the pruned network exceeds a budget its plan kept to; this is a defect")
-    return Pruned(pruned, masks, plan, tuple(rounds), sops, shortfall)
+    return Pruned(pruned, masks, plan, tuple(rounds), measured_sops(pruned, raster), shortfall)
+
+
+def _measured_binds(plan: Plan, budget: Budget) -> bool:
+    return any(name in plan.binding for name in budget.measured)
 
 
 def _one_shot(
@@ -161,15 +182,14 @@ def _one_shot(
 
     ``rounds`` are those that went before; the new ones are added.
     """
-    limit = pruning.budget.sops
-    asked = limit
+    budget = pruning.budget
+    asked = dict(budget.measured)
     before = len(rounds)
     current: torch.nn.Module | None = None
     over: tuple[torch.nn.Module, Plan] | None = None  # the last that a trim can bring to the budget
     while True:
-        budget = pruning.budget if asked is None else replace(pruning.budget, sops=asked)
         try:
-            plan = allocate(scores, budget)
+            plan = allocate(scores, budget.with_limits(asked), balance=pruning.balance)
         except BudgetError:
             if current is None:
                 raise
@@ -178,57 +198,67 @@ def _one_shot(
         start = net if current is None else merged(net, current, masks)
         share = effort if current is None else effort / 2
         current = _recover_and_retrain(start, masks, raster, pruning, dense, len(rounds), share)
-        rounds.append(_round(current, raster, plan, asked))
-        if limit is None or _settled(rounds[before:], plan, limit):
+        rounds.append(_round(current, raster, plan, budget, asked))
+        if not asked or _settled(rounds[before:], plan, budget):
             break
-        predicted, measured = rounds[-1].sops_predicted, max(rounds[-1].sops_measured, 1.0)
-        assert predicted is not None
-        if measured >= limit:
+        last = rounds[-1]
+        if spent(last.measured, budget) >= 1:
             over = (current, plan)
         # Where weights are few, a correction may change nothing; each further one asks for more.
         aim = AIM ** (len(rounds) - before)
-        asked = min(predicted * aim * limit / measured, scores.activity.sops if scores.activity else math.inf)
-    if limit is not None and over is not None and rounds[-1].sops_measured < SPENT * limit:
+        most = {} if scores.activity is None else use_of(scores.graph, scores.activity, budget)
+        asked = {
+            name: min(last.predicted[name] * aim * limit / (last.measured[name] or 1.0), most.get(name, math.inf))
+            for name, limit in budget.measured.items()
+        }
+    if over is not None and spent(rounds[-1].measured, budget) < SPENT:
         current, plan = over
     return current, plan, rounds
 
 
-def _settled(rounds: list[Round], plan: Plan, limit: float) -> bool:
+def _settled(rounds: list[Round], plan: Plan, budget: Budget) -> bool:
     """True if trimming can finish the job, or more rounds would not change it."""
-    measured = rounds[-1].sops_measured
+    used = spent(rounds[-1].measured, budget)
     if len(rounds) == MAX_ROUNDS:
         return True
-    if measured < SPENT * limit:
-        return "sops" not in plan.binding
-    return measured <= limit or (len(rounds) >= 2 and measured <= 1.05 * limit)
+    if used < SPENT:
+        return not _measured_binds(plan, budget)
+    return used <= 1 or (len(rounds) >= 2 and used <= 1.05)
 
 
 def _iterative(
     net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, scores: Scores, dense: Activity
 ) -> tuple[torch.nn.Module, Plan, list[Round]]:
     """Approach every budget by a fifth per round; the last round is a one-shot pruning from where the others led."""
-    totals = _dense_usage(scores, dense, pruning.budget.profile if pruning.budget.memory_bits else None)
+    totals = _dense_usage(scores, dense, pruning.budget)
     count = _round_count(pruning.budget, totals)
     effort = 1.0 / count
     rounds: list[Round] = []
     current = net
     for index in range(count - 1):
-        plan = allocate(scores, _relaxed(pruning.budget, totals, KEEP_PER_ROUND ** (index + 1)))
+        relaxed = _relaxed(pruning.budget, totals, KEEP_PER_ROUND ** (index + 1))
+        plan = allocate(scores, relaxed, balance=pruning.balance)
         current = _recover_and_retrain(current, make_masks(scores, plan), raster, pruning, dense, index, effort)
-        rounds.append(_round(current, raster, plan, None))
+        rounds.append(_round(current, raster, plan, pruning.budget, {}))
         graph, _ = read_graph(current, raster.features, raster.dt)
         scores = _score(graph, calibrate(graph, raster.batches(BATCH)), raster, pruning)
     return _one_shot(current, raster, pruning, scores, dense, rounds, effort)
 
 
-def _dense_usage(scores: Scores, dense: Activity, profile: Profile | None) -> dict[str, float]:
-    graph = scores.graph
+def _dense_usage(scores: Scores, dense: Activity, budget: Budget) -> dict[str, float]:
+    graph, profile = scores.graph, budget.profile
     synapses = sum(
         dense_connections(node, graph.shapes[graph.sources(name)[0]]) for name, node in graph.weighted.items()
     )
-    totals = {"density": 1.0, "sparsity": 1.0, "synapses": float(synapses), "sops": dense.sops}
-    if profile is not None:
+    totals = {"density": 1.0, "sparsity": 1.0, "synapses": float(synapses), **use_of(scores.graph, dense, budget)}
+    if budget.memory_bits is not None and profile is not None:
         totals["memory_bits"] = memory_bits(graph, {n: node.weight != 0 for n, node in graph.weighted.items()}, profile)
+    if budget.cores is not None and profile is not None:
+        host = on_host(graph, profile, dense)
+        try:
+            totals["cores"] = float(cores_taken(graph, profile, host))
+        except MappingError:  # the dense network cannot be placed at all
+            totals["cores"] = 2 * budget.cores
     return totals
 
 
@@ -249,14 +279,17 @@ def _round_count(budget: Budget, totals: Mapping[str, float]) -> int:
 def _relaxed(budget: Budget, totals: Mapping[str, float], share: float) -> Budget:
     """Return the budget, but no limit below ``share`` of the dense network's usage.
 
-    SOPs end where the spikes end, a little off the plan; a fifth is left to the last round, which corrects for it.
+    Measured use ends where the spikes end, a little off the plan; a fifth is left to the last round, which corrects for
+    it. Cores are whole, and wait for the last round.
     """
     kept = _kept_shares(budget, totals)
-    if "sops" in kept:
-        kept["sops"] = min(1.0, kept["sops"] / KEEP_PER_ROUND)
+    kept |= {name: min(1.0, kept[name] / KEEP_PER_ROUND) for name in budget.measured if name in kept}
+    if kept.pop("cores", None) is not None and not kept:
+        kept["density"] = 0.0
     kept = {name: max(share, least) for name, least in kept.items()}
     limits = {name: 1.0 - value if name == "sparsity" else value * totals[name] for name, value in kept.items()}
-    return Budget(**{**budget.given, **limits}, profile=budget.profile)
+    given = {name: value for name, value in {**budget.given, **limits}.items() if name != "cores"}
+    return Budget(**given, profile=budget.profile, energy_set=budget.energy_set)
 
 
 def _recover_and_retrain(
@@ -302,7 +335,8 @@ def _score(graph: SpikingGraph, activity: Activity, raster: SpikeRaster, pruning
     return score(graph, activity, pruning.method, readout=pruning.readout, raster=raster, generator=generator)
 
 
-def _round(net: torch.nn.Module, raster: SpikeRaster, plan: Plan, asked: float | None) -> Round:
-    measured = measured_sops(net, raster)
-    predicted = plan.usage["sops"][0] if "sops" in plan.usage else None
-    return Round(asked, predicted, measured, plan.density)
+def _round(net: torch.nn.Module, raster: SpikeRaster, plan: Plan, budget: Budget, asked: Mapping[str, float]) -> Round:
+    graph, _ = read_graph(net, raster.features, raster.dt)
+    activity = calibrate(graph, raster.batches(BATCH), fold=False)
+    predicted = {name: plan.usage[name][0] for name in budget.measured if name in plan.usage}
+    return Round(dict(asked), predicted, use_of(graph, activity, budget), activity.sops, plan.density)

@@ -11,13 +11,14 @@ import numpy as np
 
 from slamp.activity import Activity
 from slamp.encodings import synapse_lists
+from slamp.energy import ChipCounts, chip_counts, on_host, priced
 from slamp.errors import MappingError, ProfileError
+from slamp.fans import behind_neurons
 from slamp.graph import SpikingGraph
 from slamp.mapping import MAPPED, CoreMap, core_map_from_json, place, too_many_cores
 from slamp.memory import encoded_bits, masked_lists
 from slamp.nodes import NEURON, SPIKING, Shape, Weighted
 from slamp.placement import kernel_cores
-from slamp.populations import hosted
 from slamp.profile import Energy, Figure, Profile
 from slamp.taps import connections, fan_out, weighted_sum
 
@@ -173,17 +174,17 @@ def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
             f"usage: the activity was measured on graph {activity.graph_hash[:12]}, this is {graph.hash[:12]}; "
             "calibrate this graph"
         )
-    priced = any(energy.mac_pj is not None for energy in profile.energy.values())
-    host = frozenset() if priced else hosted(graph, activity)
+    host = on_host(graph, profile, activity)
     layers = {name: _layer(graph, name, node, profile) for name, node in graph.weighted.items() if name not in host}
     mapping, why = _mapping(graph, profile, host)
+    counts = chip_counts(graph, activity, host)
     rows = [
         *_synapses(graph, layers, profile),
         *_neurons(graph, profile, host),
         *_cores(graph, layers, profile, mapping, why),
-        *_operations(graph, activity),
+        *_operations(counts, activity),
     ]
-    rows += [_energy(name, energy, rows, profile) for name, energy in profile.energy.items()]
+    rows += [_energy(name, energy, counts) for name, energy in profile.energy.items()]
     named = {name for row in rows for name in row.source.split("; ") if name}
     return Usage(
         profile=profile.name,
@@ -266,17 +267,10 @@ def _fans(graph: SpikingGraph, layers: Collection[str]) -> tuple[float, float, f
         node, shape = graph.weighted[name], graph.shapes[graph.sources(name)[0]]
         per_output = (node.weight != 0).reshape(node.weight.shape[0], -1).sum(1)
         fan_in = max(fan_in, float(per_output.max()))
-        if _behind_neurons(graph, name):
+        if behind_neurons(graph, name):
             outs.append(fan_out(node, shape, node.weight != 0).reshape(-1))
     reached = np.concatenate(outs)
     return fan_in, float(reached.max()), float(reached[1:].mean()) if len(outs) > 1 else 0.0
-
-
-def _behind_neurons(graph: SpikingGraph, name: str) -> bool:
-    """True if what a layer reads comes from neurons, not from the input."""
-    return any(
-        isinstance(graph.nodes[source], NEURON) or _behind_neurons(graph, source) for source in graph.sources(name)
-    )
 
 
 def _neurons(graph: SpikingGraph, profile: Profile, host: Collection[str]) -> Iterator[UsageRow]:
@@ -372,42 +366,27 @@ def _kernel_cores_row(graph: SpikingGraph, profile: Profile) -> UsageRow:
     return _row(profile, "cores, at least", count, limits.cores_per_chip, note=where)
 
 
-def _operations(graph: SpikingGraph, activity: Activity) -> Iterator[UsageRow]:
-    spikes_fed = [layer.operations for layer in activity.layers.values() if layer.from_spikes]
-    busiest = float(np.sum(spikes_fed, axis=0).max()) if spikes_fed else 0.0
-    neurons = sum(math.prod(graph.shapes[name]) for name, node in graph.nodes.items() if isinstance(node, NEURON))
-    yield UsageRow("SOPs per sample", activity.sops)
-    yield UsageRow("SOPs in the busiest step", busiest)
-    yield UsageRow("MACs per sample", activity.macs, note="of layers with analog input, which stay on the host")
-    yield UsageRow("spikes per sample", activity.spikes)
-    yield UsageRow("neuron updates per sample", float(neurons * activity.steps))
+def _operations(counts: ChipCounts, activity: Activity) -> Iterator[UsageRow]:
+    yield UsageRow("SOPs per sample", counts.sops)
+    yield UsageRow("SOPs in the busiest step", counts.busiest_step)
+    yield UsageRow("MACs per sample", activity.macs, note="of layers with analog input")
+    yield UsageRow("spikes per sample", counts.spikes)
+    yield UsageRow("neuron updates per sample", counts.updates)
 
 
-def _energy(name: str, energy: Energy, rows: list[UsageRow], profile: Profile) -> UsageRow:
+def _energy(name: str, energy: Energy, counts: ChipCounts) -> UsageRow:
     """Price what was counted; without a total as soon as a counted term has no price."""
     resource = f"energy per sample, pJ ({name}, {energy.scope})"
-    counted = {row.resource: row.used or 0.0 for row in rows}
-    terms: list[tuple[str, float, Figure | None]] = [("SOPs", counted["SOPs per sample"], energy.sop_pj)]
-    if energy.scope == "per_term":
-        terms += [
-            ("neuron updates", counted["neuron updates per sample"], energy.neuron_active_pj),
-            ("spikes", counted["spikes per sample"], energy.spike_pj),
-        ]
-        if counted["MACs per sample"]:
-            terms.append(("MACs", counted["MACs per sample"], energy.mac_pj))
     if energy.scope == "power":
         return UsageRow(resource, None, note="power times time; the time of a step on this chip is not modeled")
-    missing = [what for what, count, price in terms if count and (price is None or price.value is None)]
-    priced = [(count, price) for _, count, price in terms if price is not None and price.value is not None]
-    partial = sum(count * price.number for count, price in priced)
-    figure = next(iter(sorted((price for _, price in priced), key=lambda price: not price.starred)), None)
-    status = "unknown" if figure is None else figure.status
-    source = "" if figure is None else _named(figure)
-    if missing:
-        note = f"no price for {', '.join(missing)}; the priced terms come to {partial:,.0f} pJ"
+    found = priced(energy, counts)
+    shown = sorted(found.figures, key=lambda price: not price.starred)[:1]
+    status, source = (shown[0].status, _named(shown[0])) if shown else ("unknown", "")
+    if found.total is None:
+        note = f"no total: no price for {', '.join(found.missing)}; the priced terms come to {found.partial:,.0f} pJ"
         return UsageRow(resource, None, None, status, source, note)
     note = "every neuron update at the active price; routing not counted" if energy.scope == "per_term" else ""
-    return UsageRow(resource, partial, None, status, source, note)
+    return UsageRow(resource, found.total, None, status, source, note)
 
 
 def _unsupported(graph: SpikingGraph, profile: Profile) -> Iterator[str]:

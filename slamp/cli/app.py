@@ -366,7 +366,7 @@ def _compress(plan: RunFile, *, resume: bool, progress: bool) -> Run:
         net,
         raster,
         held_out=held_out,
-        budget=Budget(**plan.budget, profile=None),
+        budget=Budget(**plan.budget, profile=None, energy_set=""),
         profile=plan.profile,
         directory=plan.out,
         method=plan.method,

@@ -6,6 +6,8 @@ What is left computes what the whole network computes with the outgoing weights 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -15,10 +17,11 @@ from norse.torch.module.snn import SNNCell
 from slamp.capture import leaves, node_name, read_graph
 from slamp.channels import Channels, check_channels, removable
 from slamp.errors import MaskError
+from slamp.masks import load_channels, load_pruned
 from slamp.nodes import Shape
 from slamp.shrunk_graph import shrunk_activity, shrunk_graph
 
-__all__ = ["Channels", "removable", "shrink", "shrunk_activity", "shrunk_graph"]
+__all__ = ["Channels", "removable", "restore_pruned", "shrink", "shrunk_activity", "shrunk_graph"]
 
 WeightedModule = torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d
 NORMALIZATIONS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
@@ -44,6 +47,32 @@ def shrink(net: torch.nn.Module, channels: Channels, features: Shape, dt: float 
     graph, _ = read_graph(net, features, dt)
     check_channels(graph, channels)
     return _shrunk_module(net, channels)
+
+
+def restore_pruned(net: torch.nn.Module, path: str | Path) -> torch.nn.Module:
+    """Return a copy of ``net`` with the shapes and the weights of a file of `save_pruned`.
+
+    Args:
+        net: The network the pruning began with, or one of the shapes the file holds; its weights do not matter, but
+            neuron parameters that torch does not store (those of Norse cells) are taken from it.
+        path: The file.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or was not written by `save_pruned`.
+        MaskError: The file is of another network.
+    """
+    state, _ = load_pruned(path)
+    channels = load_channels(path)
+    restored = copy.deepcopy(net)
+    if channels is not None and _first_difference(net, state):
+        try:
+            restored = _shrunk_module(net, channels)
+        except MaskError as error:
+            raise MaskError(f"{path}: {error}") from error
+    if difference := _first_difference(restored, state):
+        raise MaskError(f"{path}: {difference}; give the network that was pruned to this file")
+    restored.load_state_dict(state)
+    return restored
 
 
 def _shrunk_module(net: torch.nn.Module, channels: Channels) -> torch.nn.Module:
@@ -138,3 +167,13 @@ def _cut(tensor: TensorT, keep: np.ndarray, axis: int, path: str) -> TensorT:
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(cut, requires_grad=tensor.requires_grad)
     return cut.requires_grad_(tensor.requires_grad)
+
+
+def _first_difference(net: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> str:
+    """Say where the names and shapes of a module's state are not those of ``state``, or nothing."""
+    own = net.state_dict()
+    for name in [*state, *own]:
+        found = [tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (own, state)]
+        if found[0] != found[1]:
+            return f"{name} is {found[0]} in the module, {found[1]} in the file"
+    return ""

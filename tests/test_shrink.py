@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from norse.torch import LIFBoxCell, LIFBoxParameters, SequentialState
+from safetensors.torch import safe_open, save_file
 
 import slamp
 from networks import ZOO, analog, box, build, cuba, enliven, iaf, li, randomize_normalizations, spikes
@@ -21,13 +22,13 @@ from slamp.activity import Activity
 from slamp.calibrate import calibrate
 from slamp.capture import capture, read_graph
 from slamp.channels import kept_outputs
-from slamp.errors import MaskError
+from slamp.errors import ArtifactError, MaskError
 from slamp.graph import SpikingGraph
-from slamp.masks import Masks
+from slamp.masks import Masks, load_channels, load_masks, load_pruned, save_masks, save_pruned
 from slamp.nodes import SPIKING, Conv2d, Flatten, Input, Linear, Output, frozen_array
 from slamp.raster import SpikeRaster
 from slamp.recover import recover
-from slamp.shrink import Channels, removable, shrink, shrunk_activity, shrunk_graph
+from slamp.shrink import Channels, removable, restore_pruned, shrink, shrunk_activity, shrunk_graph
 from slamp.simulate import Recording, simulate
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
@@ -518,6 +519,122 @@ def test_activity_of_another_graph_is_refused() -> None:
     other = calibrate(shrunk_graph(graph, some(graph)), raster)
     with pytest.raises(MaskError, match=r"activity: measured on graph \w{12}, the channels go from \w{12}; give"):
         shrunk_activity(other, graph, some(graph))
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_smaller_module_comes_back_from_its_file(name: str, tmp_path) -> None:
+    net, raster = make(name)
+    channels = some(capture(net, raster))
+    small = shrink(net, channels, raster.features)
+    graph = capture(small, raster)
+    masks = everything(graph)
+    path = tmp_path / "pruned.safetensors"
+    save_pruned(small, masks, path, channels)
+    fresh = make(name)[0]
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.normal_()
+    before = {key: tensor.clone() for key, tensor in fresh.state_dict().items()}
+    restored = restore_pruned(fresh, path)
+    assert capture(restored, raster).hash == graph.hash
+    assert list(restored.state_dict()) == list(net.state_dict())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in fresh.state_dict().items())
+    state, again = load_pruned(path)
+    assert set(state) == set(net.state_dict())
+    assert again.hash == masks.hash == load_masks(path).hash
+    stored = load_channels(path)
+    assert stored is not None
+    assert stored.hash == channels.hash
+    assert list(stored.arrays) == list(channels.arrays)
+
+
+def test_a_module_that_is_small_already_takes_the_file_too(stored) -> None:
+    net, raster = make("conv_box")
+    small = restore_pruned(net, stored)
+    assert capture(restore_pruned(small, stored), raster).hash == capture(small, raster).hash
+
+
+def test_a_file_without_channels_restores_too(tmp_path) -> None:
+    net, raster = make("dense_box")
+    graph = capture(net, raster)
+    save_pruned(net, everything(graph), tmp_path / "pruned")
+    assert load_channels(tmp_path / "pruned") is None
+    restored = slamp.restore_pruned(make("dense_box", seed=1)[0], tmp_path / "pruned")
+    assert capture(restored, raster).hash == graph.hash
+
+
+def test_masks_alone_hold_no_module_and_no_channels(tmp_path) -> None:
+    save_masks(everything(read("dense_box")), tmp_path / "masks")
+    assert load_channels(tmp_path / "masks") is None
+    with pytest.raises(ArtifactError, match="holds masks but no weights"):
+        restore_pruned(make("dense_box")[0], tmp_path / "masks")
+
+
+@pytest.fixture
+def stored(tmp_path):
+    net, raster = make("conv_box")
+    channels = some(capture(net, raster))
+    small = shrink(net, channels, raster.features)
+    save_pruned(small, everything(capture(small, raster)), tmp_path / "pruned", channels)
+    return tmp_path / "pruned"
+
+
+def conv_box_with(**modules: torch.nn.Module) -> SequentialState:
+    """The network of the file, but for these modules."""
+    net = make("conv_box")[0]
+    for index, module in modules.items():
+        net.add_module(index.lstrip("_"), module)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: make("dense_box")[0], r"pruned: 0: has 24 outputs, the channels are of layers with \{'0': 6, '2': 8,"),
+        (lambda: torch.nn.Sequential(torch.nn.Linear(2, 2)), "pruned: 0: has 2 outputs"),
+        (
+            lambda: conv_box_with(_0=torch.nn.Conv2d(2, 6, 5)),
+            r"pruned: 0\.weight is \(4, 2, 5, 5\) in the module, \(4, 2, 3, 3\) in the file; give the network",
+        ),
+        (
+            lambda: conv_box_with(_2=torch.nn.Conv2d(7, 8, 3)),
+            "pruned: 2: 7 values do not divide among the 6 channels before it; give the network",
+        ),
+        (
+            lambda: conv_box_with(_9=torch.nn.BatchNorm1d(4)),
+            r"pruned: 9\.weight is \(4,\) in the module, missing in the file",
+        ),
+    ],
+    ids=["layers", "container", "kernel", "width", "longer"],
+)
+def test_a_file_of_another_network_is_refused(other: Callable[[], torch.nn.Module], message: str, stored) -> None:
+    with pytest.raises(MaskError, match=message):
+        restore_pruned(other(), stored)
+
+
+def test_channels_of_another_shape_than_the_module_are_not_saved(tmp_path) -> None:
+    net, raster = make("dense_box")
+    graph = capture(net, raster)
+    with pytest.raises(
+        MaskError, match=r"0: the channels keep 17 outputs, parameter 0\.weight has 24; save the module"
+    ):
+        save_pruned(net, everything(graph), tmp_path / "pruned", some(graph))
+    with pytest.raises(MaskError, match=r"2: the channels are of \['0'\], the masks of \['0', '2', '4'\]"):
+        save_pruned(net, everything(graph), tmp_path / "pruned", Channels({"0": np.ones(24, bool)}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_empties_a_layer_is_refused(stored) -> None:
+    with safe_open(stored, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    tensors["channels:0"] = torch.zeros_like(tensors["channels:0"])
+    save_file(tensors, stored, metadata)
+    with pytest.raises(ArtifactError, match=r"not a readable file of masks \(0: all 6 outputs go"):
+        load_channels(stored)
 
 
 # Channels

@@ -38,6 +38,7 @@ from slamp.reading import load_nir
 from slamp.recover import recover
 from slamp.retrain import Train, retrain
 from slamp.score import Scores, score
+from slamp.shrink import restore_pruned
 from slamp.simulate import Recording, simulate
 from slamp.usage import Usage, usage
 from slamp.verification import Verification
@@ -87,6 +88,7 @@ __all__ = [
     "open_artifact",
     "prune",
     "recover",
+    "restore_pruned",
     "retrain",
     "save_masks",
     "save_pruned",

@@ -17,12 +17,12 @@ from slamp.capture import capture, read_graph
 from slamp.checkpoint import Checkpoint
 from slamp.errors import ArtifactError, BudgetError, SilentNetworkError
 from slamp.masks import masked_parameters
+from slamp.measured import measured_sops
 from slamp.nodes import Conv1d, Conv2d
 from slamp.prune import Pruned, Pruning, prune
 from slamp.raster import SpikeRaster
 from slamp.retrain import Train
 from slamp.simulate import predictions, simulate
-from slamp.measured import measured_sops
 from slamp.taps import connections, weighted_sum
 
 TASK = patterns(batch=96, steps=8)
@@ -352,7 +352,7 @@ def test_a_budget_above_the_dense_network_removes_nothing(trained: SequentialSta
 def test_a_budget_no_trim_reaches_is_refused(trained: SequentialState, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("slamp.prune", "slamp.spend"):
         monkeypatch.setattr(import_module(module), "measured_use", lambda net, raster, budget: {"sops": 7500.0})
-    with pytest.raises(BudgetError, match="sops 5000 cannot be reached by trimming; the last trial used 1.5 times"):
+    with pytest.raises(BudgetError, match=r"sops 5000 cannot be reached by trimming; the last trial used 1\.5 times"):
         prune(trained, TASK, Pruning(Budget(sops=5000.0)))
 
 
@@ -362,7 +362,7 @@ def test_a_budget_still_exceeded_after_trimming_is_refused(
     """The last check does not trust the trim."""
     monkeypatch.setattr(import_module("slamp.prune"), "measured_use", lambda net, raster, budget: {"sops": 7500.0})
     monkeypatch.setattr(import_module("slamp.prune"), "trim", lambda net, *a, **k: (net, None))
-    with pytest.raises(BudgetError, match="'sops': 5000.0. is exceeded by .'sops': 7500.0. measured after trimming"):
+    with pytest.raises(BudgetError, match=r"'sops': 5000\.0. is exceeded by .'sops': 7500\.0. measured after trimming"):
         prune(trained, TASK, Pruning(Budget(sops=5000.0)))
 
 

@@ -13,9 +13,11 @@ from slamp.activity import Activity
 from slamp.encodings import synapse_lists
 from slamp.errors import ProfileError
 from slamp.graph import SpikingGraph
+from slamp.kernel_changes import smallest_kernel_change
+from slamp.kernel_limits import core_memories
 from slamp.memory import encoded_bits, masked_lists
 from slamp.nodes import NEURON, SPIKING, Shape, Weighted
-from slamp.placement import kernel_cores
+from slamp.placement import kernel_conflict, kernel_cores, kernel_needs
 from slamp.profile import Energy, Figure, Profile
 from slamp.taps import connections, fan_out, weighted_sum
 
@@ -281,28 +283,19 @@ def _least_cores(graph: SpikingGraph, name: str, layer: LayerUsage, profile: Pro
 
 
 def _kernel_cores_row(graph: SpikingGraph, profile: Profile) -> UsageRow:
-    limits = profile.limits
-    kernels, neurons = limits.kernel_words_of_core, limits.neuron_words_of_core
-    if (
-        kernels is None
-        or neurons is None
-        or not isinstance(kernels.value, tuple)
-        or not isinstance(neurons.value, tuple)
-    ):
+    limits, memories = profile.limits, core_memories(profile.limits)
+    if not memories:
         return UsageRow("cores, at least", None, note="the memories of the cores are not known")
-    placed = kernel_cores(graph, kernels.value, neurons.value)
-    count = len(graph.weighted)
-    if placed is None:
-        return UsageRow(
-            "cores, at least",
-            float(len(kernels.value) + 1),
-            float(len(kernels.value)),
-            kernels.status,
-            _named(kernels),
-            "no assignment of layers to cores fits kernel and neuron memories; remove whole channels",
-        )
-    where = ", ".join(f"{name} on core {core}" for name, core in placed.items())
-    return _row(profile, "cores, at least", count, limits.cores_per_chip, note=where)
+    needs = kernel_needs(graph)
+    placed = kernel_cores(needs, memories)
+    if placed is not None:
+        where = ", ".join(f"{name} on core {core}" for name, core in placed.items())
+        return _row(profile, "cores, at least", len(needs), limits.cores_per_chip, note=where)
+    why = f"{kernel_conflict(needs, memories)}; {smallest_kernel_change(graph, memories)}"
+    note = f"no assignment of layers to cores: {why}"
+    least, figure = max(len(needs), len(memories) + 1), limits.kernel_words_of_core
+    assert figure is not None
+    return UsageRow("cores, at least", float(least), float(len(memories)), figure.status, _named(figure), note)
 
 
 def _operations(graph: SpikingGraph, activity: Activity) -> Iterator[UsageRow]:

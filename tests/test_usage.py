@@ -162,7 +162,10 @@ def test_speck_places_one_layer_per_core(pruned: tuple[SpikingGraph, slamp.Activ
     small = profile.model_copy(update={"limits": profile.limits.model_copy(update={"kernel_words_of_core": words})})
     refused = usage(graph, small, activity)
     assert not refused.fits
-    assert "no assignment of layers to cores" in refused["cores, at least"].note
+    note = refused["cores, at least"].note
+    assert note.startswith("no assignment of layers to cores: ")
+    assert " kernel words of 1 on the largest core" in note
+    assert note.endswith("no number of filters fits; make kernels, feature maps or the input smaller")
 
 
 def test_resets_the_chip_does_not_have_are_named() -> None:

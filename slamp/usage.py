@@ -14,7 +14,7 @@ from slamp.encodings import synapse_lists
 from slamp.errors import ProfileError
 from slamp.graph import SpikingGraph
 from slamp.kernel_changes import smallest_kernel_change
-from slamp.kernel_limits import core_memories
+from slamp.kernel_limits import core_memories, kernel_limits
 from slamp.memory import encoded_bits, masked_lists
 from slamp.nodes import NEURON, SPIKING, Shape, Weighted
 from slamp.placement import kernel_conflict, kernel_cores, kernel_needs
@@ -159,6 +159,7 @@ def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
         *_synapses(graph, layers, profile),
         *_neurons(graph, profile),
         *_cores(graph, layers, profile),
+        *_map_sides(graph, profile),
         *_operations(graph, activity),
     ]
     rows += [_energy(name, energy, rows, profile) for name, energy in profile.energy.items()]
@@ -296,6 +297,11 @@ def _kernel_cores_row(graph: SpikingGraph, profile: Profile) -> UsageRow:
     least, figure = max(len(needs), len(memories) + 1), limits.kernel_words_of_core
     assert figure is not None
     return UsageRow("cores, at least", float(least), float(len(memories)), figure.status, _named(figure), note)
+
+
+def _map_sides(graph: SpikingGraph, profile: Profile) -> Iterator[UsageRow]:
+    for resource, used, limit, layer in kernel_limits(graph, profile.limits):
+        yield _row(profile, resource, used, limit, note=layer)
 
 
 def _operations(graph: SpikingGraph, activity: Activity) -> Iterator[UsageRow]:

@@ -11,7 +11,7 @@ import pytest
 
 from slamp.graph import SpikingGraph
 from slamp.kernel_changes import filters_to_keep, smallest_kernel_change
-from slamp.kernel_limits import core_memories
+from slamp.kernel_limits import core_memories, kernel_limits
 from slamp.nodes import IF, Affine, Conv2d, Flatten, Input, Linear, Node, Output, SumPool2d, uniform
 from slamp.placement import KernelNeeds, kernel_conflict, kernel_cores, kernel_layers, kernel_needs
 from slamp.profile import load_profile
@@ -218,9 +218,33 @@ def test_layers_whose_channels_are_added_are_left_alone() -> None:
     assert filters_to_keep(layers, [*narrow[:3], KernelNeeds(ROOMY, 5 * 16, ROOMY)]) == {"join": 5}
 
 
+def test_sides_channels_and_destinations_by_hand() -> None:
+    graph = network(3, 70, side=9)
+    rows = {
+        resource: (used, layer) for resource, used, _, layer in kernel_limits(graph, load_profile("speck2f").limits)
+    }
+    assert rows == {
+        "largest input side": (9, "input"),
+        "largest feature map side": (9, "conv0"),
+        "channels of a feature map": (70, "conv1"),
+        "largest kernel side": (9, "linear"),
+        "layers that read a layer": (1, "conv0"),
+    }
+
+
+def test_the_longer_side_of_a_kernel_counts() -> None:
+    node = Conv2d(uniform(1.0, (3, 1, 2, 5)), None, (1, 1), (0, 0), (1, 1), 1)
+    nodes = {"input": Input((1, 5, 9)), "conv": node, "output": Output((3, 4, 5))}
+    rows = kernel_limits(SpikingGraph(nodes, tuple(pairwise(nodes)), 1e-3), load_profile("speck2f").limits)
+    found = {resource: used for resource, used, _, _ in rows}
+    assert found["largest kernel side"] == found["largest feature map side"] == 5
+    assert found["largest input side"] == 9
+
+
 @pytest.mark.parametrize("name", ["loihi1", "xylo2"])
-def test_chips_without_such_memories_have_none(name: str) -> None:
+def test_chips_without_such_limits_get_no_rows(name: str) -> None:
     limits = load_profile(name).limits
+    assert list(kernel_limits(network(3), limits)) == []
     assert core_memories(limits) == ()
 
 

@@ -168,6 +168,28 @@ def test_speck_places_one_layer_per_core(pruned: tuple[SpikingGraph, slamp.Activ
     assert note.endswith("no number of filters fits; make kernels, feature maps or the input smaller")
 
 
+def test_speck_has_its_own_limits_of_sides(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, activity = pruned
+    profile = load_profile("speck2f")
+    found = usage(graph, profile, activity)
+    for resource, limit in (
+        ("largest input side", 128),
+        ("largest feature map side", 64),
+        ("channels of a feature map", 1024),
+        ("largest kernel side", 15),
+        ("layers that read a layer", 2),
+    ):
+        row = found[resource]
+        assert (row.limit, row.fits, row.source) == (limit, True, "sinabs_docs"), resource
+    side = profile.limits.kernel_side.model_copy(update={"value": 1})
+    small = profile.model_copy(update={"limits": profile.limits.model_copy(update={"kernel_side": side})})
+    refused = usage(graph, small, activity)
+    assert not refused.fits
+    assert refused["largest kernel side"].note in graph.weighted
+    with pytest.raises(KeyError):
+        usage(graph, load_profile("loihi1"), activity)["largest kernel side"]
+
+
 def test_resets_the_chip_does_not_have_are_named() -> None:
     net, raster = build("dense_box", batch=4)
     graph = slamp.capture(net, raster)

@@ -129,11 +129,9 @@ class _Chip:
         try:
             if cores_taken(graph, self.profile, self.host) <= self.budget.cores:
                 return ""
-            if self.profile.mapping.rule in MAPPED:
-                return too_many_cores(place(graph, self.profile, host=self.host), int(self.budget.cores))
+            return too_many_cores(place(graph, self.profile, host=self.host), int(self.budget.cores))
         except MappingError as error:
             return str(error)
-        return f"{self.profile.name} holds one layer per core, and this network has {len(graph.weighted)}"
 
 
 def _searched(chip: _Chip, cost_aware: bool) -> Plan:

@@ -27,11 +27,13 @@ class SynapseLists:
         kept: Which are not zero, bool, shape (lists, targets of a list).
         node: The layer; only which of its weights are zero counts.
         input_shape: Shape of its input.
+        map_shape: Shape of the map that was flattened into its input; the same as ``input_shape`` where none was.
     """
 
     kept: np.ndarray
     node: Weighted
     input_shape: Shape
+    map_shape: Shape = ()
 
     @property
     def weight_shape(self) -> Shape:
@@ -61,14 +63,20 @@ Words = Callable[[np.ndarray, Numbers], np.ndarray]
 CHUNK_TARGETS = 2**19  # rules that look at single synapses see this many targets at a time (at least one list)
 
 
-def synapse_lists(node: Weighted, input_shape: Shape) -> SynapseLists:
-    """Return the synapse lists of a weighted node whose input has that shape (batch axis not counted)."""
+def synapse_lists(node: Weighted, input_shape: Shape, map_shape: Shape = ()) -> SynapseLists:
+    """Return the synapse lists of a weighted node.
+
+    Args:
+        node: The layer.
+        input_shape: Shape of its input, without batch axis.
+        map_shape: Shape of the map that was flattened into it, if one was (see `slamp.placement.read_map`).
+    """
     mask = node.weight != 0
     groups = node.groups if isinstance(node, (Conv1d, Conv2d)) else 1
     outputs, inputs = mask.shape[0] // groups, mask.shape[1]
     spread = mask.reshape(groups, outputs, inputs, -1)
     kept = np.ascontiguousarray(spread.transpose(0, 2, 1, 3)).reshape(groups * inputs, -1)
-    return SynapseLists(kept, node, input_shape)
+    return SynapseLists(kept, node, input_shape, map_shape or input_shape)
 
 
 def synapse_bits(rule: str, lists: SynapseLists, numbers: Numbers) -> float:
@@ -133,8 +141,13 @@ def _crossbar(lists: SynapseLists, n: Numbers) -> float:
 
 
 def _speck_kernel(lists: SynapseLists, n: Numbers) -> float:
-    """Words of ``channels * 2^(ceil(log2(kx ky)) + ceil(log2 filters))``: only powers of two save memory."""
+    """Words of ``channels * 2^(ceil(log2(kx ky)) + ceil(log2 filters))``: only powers of two save memory.
+
+    A linear layer counts as the convolution whose kernel is the whole map that it reads.
+    """
     filters, channels, *kernel = lists.weight_shape
+    if not lists.convolution:
+        channels, *kernel = lists.map_shape
     return float(channels << (_bits_for(math.prod(kernel)) + _bits_for(filters))) * n["weight_bits"]
 
 

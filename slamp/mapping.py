@@ -16,10 +16,14 @@ from typing import Any
 from slamp.cutting import AXONS_IN, AXONS_OUT, FORMATS, MEMORY, NEURONS, Cut, cut
 from slamp.errors import MappingError
 from slamp.graph import SpikingGraph
+from slamp.kernel_changes import smallest_kernel_change
+from slamp.kernel_limits import core_memories
+from slamp.placement import kernel_conflict, kernel_cores, kernel_needs
 from slamp.populations import populations
 from slamp.profile import Figure, Profile
 
 MAPPED = ("contiguous", "neurons per core")
+KERNELS, NEURON_WORDS, BIASES = "kernel words", "neuron words", "bias words"
 Use = Mapping[str, float]
 
 
@@ -48,7 +52,7 @@ class CoreMap:
 
     Attributes:
         profile: Name of the chip.
-        limits: Limit of every core by resource.
+        limits: Limits of each core by resource: one entry for all, or one per core where they differ.
         parts: In computing order.
         splits: By layer of more than one part, the limit that forced it to be split.
         cores_per_chip: Cores of one chip; None if that is not known.
@@ -56,21 +60,35 @@ class CoreMap:
     """
 
     profile: str
-    limits: Mapping[str, float]
+    limits: tuple[Mapping[str, float], ...]
     parts: tuple[Part, ...]
     splits: Mapping[str, str]
     cores_per_chip: int | None
     unchecked: tuple[str, ...] = ()
 
     @property
+    def used(self) -> tuple[int, ...]:
+        """Cores something sits on, ascending."""
+        return tuple(sorted({part.core for part in self.parts}))
+
+    @property
     def cores(self) -> int:
         """Number of cores used."""
-        return 1 + max((part.core for part in self.parts), default=-1)
+        return len(self.used)
 
     @property
     def chips(self) -> int:
         """Number of chips these cores fill."""
         return math.ceil(self.cores / self.cores_per_chip) if self.cores_per_chip else 1
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Resources a core has a limit of."""
+        return tuple(self.limits[0])
+
+    def limit(self, core: int) -> Mapping[str, float]:
+        """Limits of a core by resource."""
+        return self.limits[core if len(self.limits) > 1 else 0]
 
     def use(self, core: int) -> dict[str, float]:
         """What all parts on a core take, by resource."""
@@ -79,7 +97,7 @@ class CoreMap:
     def fullness(self, core: int) -> dict[str, float]:
         """Share of every limit of a core that is used."""
         used = self.use(core)
-        return {name: used.get(name, 0.0) / limit for name, limit in self.limits.items()}
+        return {name: used.get(name, 0.0) / limit for name, limit in self.limit(core).items()}
 
     def layers(self) -> dict[str, list[Part]]:
         """Parts by layer."""
@@ -95,10 +113,10 @@ class CoreMap:
             "cores": self.cores,
             "chips": self.chips,
             "cores_per_chip": self.cores_per_chip,
-            "limits": dict(self.limits),
+            "limits": [dict(limits) for limits in self.limits],
             "parts": [asdict(part) for part in self.parts],
             "splits": dict(self.splits),
-            "fullness": [self.fullness(core) for core in range(self.cores)],
+            "fullness": {str(core): self.fullness(core) for core in self.used},
             "unchecked": list(self.unchecked),
         }
 
@@ -109,9 +127,8 @@ def core_map_from_json(found: Mapping[str, Any]) -> CoreMap:
         Part(part["layer"], tuple(part["channels"]), tuple(part["positions"]), part["core"], part["use"])
         for part in found["parts"]
     )
-    return CoreMap(
-        found["profile"], found["limits"], parts, found["splits"], found["cores_per_chip"], tuple(found["unchecked"])
-    )
+    limits, unchecked = tuple(found["limits"]), tuple(found["unchecked"])
+    return CoreMap(found["profile"], limits, parts, found["splits"], found["cores_per_chip"], unchecked)
 
 
 def map_cores(
@@ -141,6 +158,8 @@ def map_cores(
 
 def place(graph: SpikingGraph, profile: Profile, *, host: Collection[str] = ()) -> CoreMap:
     """Place a network on as many cores as it takes; raises `MappingError` where no number would do."""
+    if profile.mapping.rule == "one layer per core":
+        return _one_layer_per_core(graph, profile, host)
     limits, unchecked = core_limits(profile)
     shares = profile.mapping.rule == "contiguous"
     cuts: list[Cut] = []
@@ -160,9 +179,43 @@ def place(graph: SpikingGraph, profile: Profile, *, host: Collection[str] = ()) 
             taken[core] = _added([taken[core], piece.use])
             parts.append(Part(done.layer, piece.channels, piece.positions, core, piece.use))
     splits = {done.layer: done.forced_by for done in cuts if len(done.pieces) > 1}
+    return CoreMap(profile.name, (limits,), tuple(parts), splits, _cores_per_chip(profile), unchecked)
+
+
+def _one_layer_per_core(graph: SpikingGraph, profile: Profile, host: Collection[str]) -> CoreMap:
+    """Match layers to cores whose memories differ; the layers are not split."""
+    memories = core_memories(profile.limits)
+    if not memories:
+        raise MappingError(f"{profile.name}: the memories of its cores are not known, so nothing can be placed")
+    needs = {name: need for name, need in kernel_needs(graph).items() if name not in host}
+    placed = kernel_cores(needs, memories)
+    if placed is None:
+        raise MappingError(
+            f"{profile.name}: no assignment of layers to cores: {kernel_conflict(needs, memories)}; "
+            f"{smallest_kernel_change(graph, memories)}"
+        )
+    parts = []
+    for name, need in needs.items():
+        channels, *sides = graph.shapes[name]
+        use = {KERNELS: float(need.kernel), NEURON_WORDS: float(need.neurons), BIASES: float(need.bias)}
+        parts.append(Part(name, (0, channels), (0, math.prod(sides)), placed[name], use))
+    limits = tuple(
+        {KERNELS: float(core.kernel), NEURON_WORDS: float(core.neurons), BIASES: float(core.bias)} for core in memories
+    )
+    return CoreMap(profile.name, limits, tuple(parts), {}, _cores_per_chip(profile))
+
+
+def _cores_per_chip(profile: Profile) -> int | None:
     count = profile.limits.cores_per_chip
-    available = None if count is None or count.value is None else int(count.number)
-    return CoreMap(profile.name, limits, tuple(parts), splits, available, unchecked)
+    return None if count is None or count.value is None else int(count.number)
+
+
+def placeable(profile: Profile) -> bool:
+    """Whether networks can be placed on the cores of a chip: its rule is ours, and a limit of a core is known."""
+    if profile.mapping.rule == "one layer per core":
+        return bool(core_memories(profile.limits))
+    known = (getattr(profile.limits, name) for name in ("neurons_per_core", "synapse_bits_per_core"))
+    return profile.mapping.rule in MAPPED and any(figure is not None and figure.value is not None for figure in known)
 
 
 def cores_taken(graph: SpikingGraph, profile: Profile, host: Collection[str] = ()) -> int:
@@ -179,7 +232,7 @@ def core_limits(profile: Profile) -> tuple[dict[str, float], tuple[str, ...]]:
     if profile.mapping.rule not in MAPPED:
         raise MappingError(
             f"{profile.name}: mapping rule {profile.mapping.rule!r} places nothing on cores; allowed are "
-            f"{' and '.join(MAPPED)}; use memory_bits, density, synapses or sops"
+            f"{', '.join(MAPPED)} and one layer per core; use memory_bits, density, synapses or sops"
         )
     figures: dict[str, Figure | None] = {NEURONS: profile.limits.neurons_per_core}
     if profile.mapping.rule == "contiguous":
@@ -205,14 +258,16 @@ def too_many_cores(found: CoreMap, available: int) -> str:
         forced = found.splits.get(layer)
         if forced is None or left < 1:
             continue
-        use, room = sum(part.use.get(forced, 0.0) for part in parts), left * found.limits[forced]
+        use, room = sum(part.use.get(forced, 0.0) for part in parts), left * found.limits[0][forced]
         changes.append((room / use, f"bring {forced} of {layer} from {use:,.0f} to {room:,.0f} or less"))
     if changes:
         return f"{where}; the smallest change: {max(changes)[1]}"
     total = _added(part.use for part in found.parts)
-    shares = {name: total.get(name, 0.0) / limit for name, limit in found.limits.items()}
+    if len(found.limits) > 1:
+        return f"{where}; each layer takes one, so only fewer layers would do"
+    shares = {name: total.get(name, 0.0) / limit for name, limit in found.limits[0].items()}
     tightest = max(shares, key=lambda name: shares[name])
-    room = available * found.limits[tightest]
+    room = available * found.limits[0][tightest]
     if shares[tightest] > available:
         return f"{where}; the smallest change: bring {tightest} from {total[tightest]:,.0f} to {room:,.0f} or less"
     return f"{where}; their rests do not add up: {tightest} is tightest, {total[tightest]:,.0f} of {room:,.0f}"

@@ -15,10 +15,11 @@ from slamp.energy import ChipCounts, chip_counts, on_host, priced
 from slamp.errors import MappingError, ProfileError
 from slamp.fans import behind_neurons
 from slamp.graph import SpikingGraph
-from slamp.mapping import MAPPED, CoreMap, core_map_from_json, place, too_many_cores
+from slamp.kernel_limits import kernel_limits
+from slamp.mapping import CoreMap, core_map_from_json, place, placeable, too_many_cores
 from slamp.memory import encoded_bits, masked_lists
-from slamp.nodes import NEURON, SPIKING, Shape, Weighted
-from slamp.placement import kernel_cores
+from slamp.nodes import NEURON, SPIKING, Weighted
+from slamp.placement import read_map
 from slamp.profile import Energy, Figure, Profile
 from slamp.taps import connections, fan_out, weighted_sum
 
@@ -182,6 +183,7 @@ def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
         *_synapses(graph, layers, profile),
         *_neurons(graph, profile, host),
         *_cores(graph, layers, profile, mapping, why),
+        *_map_sides(graph, profile),
         *_operations(counts, activity),
     ]
     rows += [_energy(name, energy, counts) for name, energy in profile.energy.items()]
@@ -200,9 +202,7 @@ def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
 
 def _mapping(graph: SpikingGraph, profile: Profile, host: frozenset[str]) -> tuple[CoreMap | None, str]:
     """Place the network; say why where nothing can be placed, and nothing where the chip has no rule for it."""
-    limits = profile.limits
-    known = limits.neurons_per_core is not None and limits.neurons_per_core.value is not None
-    if profile.mapping.rule not in MAPPED or not known:
+    if not placeable(profile):
         return None, ""
     try:
         return place(graph, profile, host=host), ""
@@ -212,7 +212,7 @@ def _mapping(graph: SpikingGraph, profile: Profile, host: frozenset[str]) -> tup
 
 def _layer(graph: SpikingGraph, name: str, node: Weighted, profile: Profile) -> LayerUsage:
     shape = graph.shapes[graph.sources(name)[0]]
-    lists = synapse_lists(node, shape)
+    lists = synapse_lists(node, shape, read_map(graph, name))
     bits = encoded_bits(lists, profile)
     unrolled = weighted_sum(node, node.weight != 0, connections(node, shape))
     return LayerUsage(
@@ -221,17 +221,17 @@ def _layer(graph: SpikingGraph, name: str, node: Weighted, profile: Profile) -> 
         connections=round(unrolled),
         bits=bits,
         encoding=min(bits, key=lambda encoding: bits[encoding]) if bits else "",
-        pays_below=_pays_below(node, shape, profile),
+        pays_below=_pays_below(graph, name, profile),
     )
 
 
-def _pays_below(node: Weighted, shape: Shape, profile: Profile) -> float | None:
+def _pays_below(graph: SpikingGraph, name: str, profile: Profile) -> float | None:
     """Search the density at which random zeros begin to save bits, in steps of a hundredth."""
     generator = np.random.default_rng(0)
-    order = generator.random(node.weight.shape)
+    order = generator.random(graph.weighted[name].weight.shape)
 
     def least(density: float) -> float:
-        return min(encoded_bits(masked_lists(node, shape, order < density), profile).values(), default=math.inf)
+        return min(encoded_bits(masked_lists(graph, name, order < density), profile).values(), default=math.inf)
 
     full = least(1.0)
     if not math.isfinite(full) or least(DENSITIES[-1]) >= full:
@@ -294,9 +294,6 @@ def _cores(
     if why:
         yield UsageRow("cores", None, note=why, infeasible=True)
         return
-    if profile.mapping.rule == "one layer per core":
-        yield _kernel_cores_row(graph, profile)
-        return
     per_layer = [_least_cores(graph, name, layer, profile) for name, layer in layers.items()]
     if any(cores is None for cores, _ in per_layer):
         yield UsageRow("cores, at least", None, note="no limit of a core is known")
@@ -313,10 +310,8 @@ def _mapped_row(mapping: CoreMap, profile: Profile) -> UsageRow:
     if available is not None and mapping.cores > available:
         note = too_many_cores(mapping, available)
     else:
-        counts = {name: len({part.core for part in parts}) for name, parts in mapping.layers().items()}
-        reasons = [f"{name}: {count}" for name, count in counts.items() if count > 1]
-        reasons = [f"{text} for {mapping.splits[text.partition(':')[0]]}" for text in reasons]
-        note = "; ".join(reasons)
+        split = {name: parts for name, parts in mapping.layers().items() if name in mapping.splits}
+        note = "; ".join(f"{name}: {len(parts)} for {mapping.splits[name]}" for name, parts in split.items())
     if mapping.unchecked:
         note = "; ".join(filter(None, [note, f"not checked, because not known: {', '.join(mapping.unchecked)}"]))
     return _row(profile, "cores", mapping.cores, profile.limits.cores_per_chip, note=note)
@@ -341,29 +336,9 @@ def _least_cores(graph: SpikingGraph, name: str, layer: LayerUsage, profile: Pro
     return max(known, key=lambda pair: pair[0], default=(None, ""))
 
 
-def _kernel_cores_row(graph: SpikingGraph, profile: Profile) -> UsageRow:
-    limits = profile.limits
-    kernels, neurons = limits.kernel_words_of_core, limits.neuron_words_of_core
-    if (
-        kernels is None
-        or neurons is None
-        or not isinstance(kernels.value, tuple)
-        or not isinstance(neurons.value, tuple)
-    ):
-        return UsageRow("cores, at least", None, note="the memories of the cores are not known")
-    placed = kernel_cores(graph, kernels.value, neurons.value)
-    count = len(graph.weighted)
-    if placed is None:
-        return UsageRow(
-            "cores, at least",
-            float(len(kernels.value) + 1),
-            float(len(kernels.value)),
-            kernels.status,
-            _named(kernels),
-            "no assignment of layers to cores fits kernel and neuron memories; remove whole channels",
-        )
-    where = ", ".join(f"{name} on core {core}" for name, core in placed.items())
-    return _row(profile, "cores, at least", count, limits.cores_per_chip, note=where)
+def _map_sides(graph: SpikingGraph, profile: Profile) -> Iterator[UsageRow]:
+    for resource, used, limit, layer in kernel_limits(graph, profile.limits):
+        yield _row(profile, resource, used, limit, note=layer)
 
 
 def _operations(counts: ChipCounts, activity: Activity) -> Iterator[UsageRow]:

@@ -141,7 +141,7 @@ def recount(graph: SpikingGraph, mapping: CoreMap, profile: Profile) -> None:
     for core in range(mapping.cores):
         used = mapping.use(core)
         assert used[NEURONS] > 0
-        for name, limit in mapping.limits.items():
+        for name, limit in mapping.limit(core).items():
             assert used[name] <= limit
             assert mapping.fullness(core)[name] == used[name] / limit
 

@@ -181,14 +181,45 @@ def test_speck_places_one_layer_per_core(pruned: tuple[SpikingGraph, slamp.Activ
     graph, activity = pruned
     profile = load_profile("speck2f")
     found = usage(graph, profile, activity)
-    assert found["cores, at least"].used == len(graph.weighted)
-    assert " on core " in found["cores, at least"].note
+    assert found["cores"].used == len(graph.weighted)
+    assert found.mapping is not None
+    assert [part.layer for part in found.mapping.parts] == list(graph.weighted)
+    memories = profile.limits.kernel_words_of_core.value
+    for part in found.mapping.parts:
+        assert found.mapping.fullness(part.core)["kernel words"] == part.use["kernel words"] / memories[part.core] <= 1
+        assert part.use["kernel words"] * 8 == found.layers[part.layer].bits["kernel"]
+    assert len(cores_table(found.mapping).rows) == len(graph.weighted)
     assert any("LIF does not run on speck2f" in text for text in found.unsupported)
     words = profile.limits.kernel_words_of_core.model_copy(update={"value": (1,) * 9})
     small = profile.model_copy(update={"limits": profile.limits.model_copy(update={"kernel_words_of_core": words})})
     refused = usage(graph, small, activity)
     assert not refused.fits
-    assert "no assignment of layers to cores" in refused["cores, at least"].note
+    note = refused["cores"].note
+    assert note.startswith("speck2f: no assignment of layers to cores: ")
+    assert " kernel words of 1 on the largest core" in note
+    assert note.endswith("no number of filters fits; make kernels, feature maps or the input smaller")
+
+
+def test_speck_has_its_own_limits_of_sides(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, activity = pruned
+    profile = load_profile("speck2f")
+    found = usage(graph, profile, activity)
+    for resource, limit in (
+        ("largest input side", 128),
+        ("largest feature map side", 64),
+        ("channels of a feature map", 1024),
+        ("largest kernel side", 15),
+        ("layers that read a layer", 2),
+    ):
+        row = found[resource]
+        assert (row.limit, row.fits, row.source) == (limit, True, "sinabs_docs"), resource
+    side = profile.limits.kernel_side.model_copy(update={"value": 1})
+    small = profile.model_copy(update={"limits": profile.limits.model_copy(update={"kernel_side": side})})
+    refused = usage(graph, small, activity)
+    assert not refused.fits
+    assert refused["largest kernel side"].note in graph.weighted
+    with pytest.raises(KeyError):
+        usage(graph, load_profile("loihi1"), activity)["largest kernel side"]
 
 
 def test_resets_the_chip_does_not_have_are_named() -> None:

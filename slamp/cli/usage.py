@@ -54,15 +54,15 @@ def cores_table(found: CoreMap) -> Table:
     table = Table(title=f"cores of {found.profile}", title_justify="left")
     table.add_column("core", justify="right")
     table.add_column("layer [channels; positions]", overflow="fold")
-    for name in found.limits:
+    for name in found.resources:
         table.add_column(name.partition(",")[0], justify="right")
     table.add_column("split for", overflow="fold")
     shown = min(found.cores, CORES_SHOWN)
-    for core in range(shown):
+    for core in found.used[:shown]:
         parts = [part for part in found.parts if part.core == core]
         full = found.fullness(core)
         reasons = {found.splits[part.layer] for part in parts if part.layer in found.splits}
-        shares = [f"{100 * full[name]:.0f} %" for name in found.limits]
+        shares = [f"{100 * full[name]:.0f} %" for name in found.resources]
         table.add_row(str(core), ", ".join(_part(part) for part in parts), *shares, ", ".join(sorted(reasons)))
     if found.cores > shown:
         table.add_row("...", f"and {found.cores - shown} more; --json lists all")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from slamp.activity import Activity
 from slamp.allocate import Plan, allocate, masked_graph
 from slamp.budget import Budget
 from slamp.capture import read_graph
 from slamp.energy import on_host
 from slamp.errors import BudgetError, MappingError
 from slamp.fans import fans_hold
+from slamp.graph import SpikingGraph
 from slamp.mapping import cores_taken
 from slamp.masks import Masks, make_masks, masked_copy
 from slamp.measured import exceeds, measured_use, spent
 from slamp.memory import memory_bits
-from slamp.profile import Profile
 from slamp.progress import ticker
 from slamp.raster import SpikeRaster
 from slamp.score import Scores
@@ -108,7 +109,7 @@ def stepped(
             trial = merged(donor, net, moved)
             found = measured_use(trial, raster, budget)
             stays = not exceeds(found, budget) if adding else spent(found, budget) >= SPENT
-            if stays and other_budgets_hold(scores, moved, budget):
+            if stays and other_budgets_hold(scores.graph, scores.activity, moved, budget):
                 net, masks, use = trial, moved, found
                 waiting = waiting[len(chosen) :]
                 allowance -= len(chosen)
@@ -154,9 +155,12 @@ def _by_worth(scores: Scores, masks: Masks, *, adding: bool) -> list[tuple[str, 
     return [(names[position], int(flat[position])) for position in order]
 
 
-def other_budgets_hold(scores: Scores, masks: Masks, budget: Budget) -> bool:
-    """Whether the masks keep to every budget but the measured ones, and to the chip's limits of fan-in and fan-out."""
-    graph, profile = scores.graph, budget.profile
+def other_budgets_hold(graph: SpikingGraph, activity: Activity | None, masks: Masks, budget: Budget) -> bool:
+    """Whether the masks keep to every budget but the measured ones, and to the chip's limits of fan-in and fan-out.
+
+    The activity says only which layers have analog input and stay on the host.
+    """
+    profile = budget.profile
     total = sum(array.size for _, array in masks.items())
     count = sum(int(np.count_nonzero(array)) for _, array in masks.items())
     if budget.density is not None and count / total > budget.density:
@@ -175,13 +179,15 @@ def other_budgets_hold(scores: Scores, masks: Masks, budget: Budget) -> bool:
     limit = budget.memory_bits
     if limit is not None and profile is not None and memory_bits(graph, masks.arrays, profile) > limit:
         return False
-    return budget.cores is None or profile is None or _cores_hold(scores, masks, profile, budget.cores)
+    return _cores_hold(graph, activity, masks, budget)
 
 
-def _cores_hold(scores: Scores, masks: Masks, profile: Profile, cores: float) -> bool:
-    host = frozenset() if scores.activity is None else on_host(scores.graph, profile, scores.activity)
+def _cores_hold(graph: SpikingGraph, activity: Activity | None, masks: Masks, budget: Budget) -> bool:
+    if budget.cores is None or budget.profile is None:
+        return True
+    host = frozenset() if activity is None else on_host(graph, budget.profile, activity)
     try:
-        return cores_taken(masked_graph(scores.graph, masks.arrays), profile, host) <= cores
+        return cores_taken(masked_graph(graph, masks.arrays), budget.profile, host) <= budget.cores
     except MappingError:
         return False
 

@@ -177,7 +177,7 @@ def test_later_rounds_train_half_as_long_and_iterations_score_anew(
     assert efforts[0] == 1.0
     assert set(efforts[1:]) == {0.5}
     scored: list[str] = []
-    module = import_module("slamp.prune")
+    module = import_module("slamp.prune_weights")
     true_score = module.score
     monkeypatch.setattr(module, "score", lambda graph, *a, **k: scored.append(graph.hash) or true_score(graph, *a, **k))
     prune(trained, TASK, Pruning(Budget(density=0.5), train=train, schedule="iterative"))
@@ -350,7 +350,7 @@ def test_a_budget_above_the_dense_network_removes_nothing(trained: SequentialSta
 
 
 def test_a_budget_no_trim_reaches_is_refused(trained: SequentialState, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("slamp.prune", "slamp.spend"):
+    for module in ("slamp.prune_weights", "slamp.spend"):
         monkeypatch.setattr(import_module(module), "measured_use", lambda net, raster, budget: {"sops": 7500.0})
     with pytest.raises(BudgetError, match=r"sops 5000 cannot be reached by trimming; the last trial used 1\.5 times"):
         prune(trained, TASK, Pruning(Budget(sops=5000.0)))
@@ -360,8 +360,10 @@ def test_a_budget_still_exceeded_after_trimming_is_refused(
     trained: SequentialState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last check does not trust the trim."""
-    monkeypatch.setattr(import_module("slamp.prune"), "measured_use", lambda net, raster, budget: {"sops": 7500.0})
-    monkeypatch.setattr(import_module("slamp.prune"), "trim", lambda net, *a, **k: (net, None))
+    monkeypatch.setattr(
+        import_module("slamp.prune_weights"), "measured_use", lambda net, raster, budget: {"sops": 7500.0}
+    )
+    monkeypatch.setattr(import_module("slamp.prune_weights"), "trim", lambda net, *a, **k: (net, None))
     with pytest.raises(BudgetError, match=r"'sops': 5000\.0. is exceeded by .'sops': 7500\.0. measured after trimming"):
         prune(trained, TASK, Pruning(Budget(sops=5000.0)))
 

@@ -88,10 +88,14 @@ def compress_command(
     samples: Annotated[Path | None, typer.Argument(help="npz with spikes, optional labels and dt.")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors state dict of the network.")] = None,
     budget: Annotated[
-        list[str] | None, typer.Option(help="density=0.1, synapses=5e4, sops=2e5 or memory_bits=1e6; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="density=0.1, sparsity=, synapses=, sops=2e5, sops_per_step=, memory_bits=, cores=1, energy_pj=; "
+            "repeatable. The last three need --profile."
+        ),
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="Chip: name or TOML file; for --budget memory_bits=... and a usage table.")
+        str | None, typer.Option(help="Chip: name or TOML file; for budgets of it, its limits, and a usage table.")
     ] = None,
     to: Annotated[list[str] | None, typer.Option(help="Target; repeatable. Default: nir.")] = None,
     out: Annotated[
@@ -107,6 +111,12 @@ def compress_command(
     strict: Annotated[
         bool | None,
         typer.Option(help="Refuse what a target cannot say (default); --no-strict lets metadata say it."),
+    ] = None,
+    structured: Annotated[
+        bool | None, typer.Option("--structured", help="Remove whole channels and neurons; shapes shrink.")
+    ] = None,
+    balance: Annotated[
+        str | None, typer.Option(help="fan_out: as many weights for every source, where lists are padded.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     as_json: Json = False,
@@ -129,6 +139,8 @@ def compress_command(
             schedule,
             seed,
             strict,
+            structured,
+            balance,
         )
         if any(value is not None for value in given):
             raise RunFileError(
@@ -154,6 +166,8 @@ def compress_command(
             "schedule": schedule,
             "seed": seed,
             "strict": strict,
+            "structured": structured,
+            "balance": balance,
         }
         plan = checked_run({name: value for name, value in chosen.items() if value is not None}, where="compress")
     if resume and not state_directory(plan.out).exists():
@@ -375,6 +389,8 @@ def _compress(plan: RunFile, *, resume: bool, progress: bool) -> Run:
         metric=None if plan.metric is None else load_function(plan.metric, role="metric"),
         seed=plan.seed,
         schedule=plan.schedule,
+        structured=plan.structured,
+        balance=plan.balance,
         readout=plan.readout,
         options={target: {"strict": plan.strict} for target in plan.to} if not plan.strict else None,
         resume=resume,

@@ -80,9 +80,8 @@ def show(console: Console, target: Target, run: slamp.Run) -> None:
     """Print accuracy, widths, usage of the chip, what sits on which core, and the verdict of the export."""
     before, after = run.before.accuracy or 0.0, run.after.accuracy or 0.0
     found = slamp.usage(run.shipped, slamp.load_profile(target.profile), run.after.activity)
-    widths = [
-        f"{len(node.weight)} of {len(run.dense.weighted[name].weight)}" for name, node in run.shipped.weighted.items()
-    ]
+    dense = run.dense.weighted
+    widths = [f"{len(node.weight)} of {len(dense[name].weight)}" for name, node in run.shipped.weighted.items()]
     console.rule(target.title)
     console.print(f"accuracy on 1000 held-out digits: {before:.1%} dense, {after:.1%} pruned", highlight=False)
     console.print(f"channels that stay: {', '.join(widths)}; density {run.after.density:.1%}", highlight=False)

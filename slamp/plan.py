@@ -205,7 +205,6 @@ def _asked_density(budget: Budget) -> float:
 
 
 def _check_feasible(problem: Problem) -> None:
-    total = sum(cost.size for cost in problem.costs[0])
     for k, (resource, limit) in enumerate(zip(problem.names, problem.limits, strict=True)):
         name = resource.partition("[")[0]
         least = problem.used(k, problem.minimum)
@@ -213,6 +212,7 @@ def _check_feasible(problem: Problem) -> None:
             why = "at least one per layer" if max(problem.minimum) == 1 else "what uniform-plus leaves alone"
             stay = f"the {sum(problem.minimum)} weights that must stay ({why})"
             if name == "density":
+                total = sum(cost.size for cost in problem.costs[k])
                 raise BudgetError(
                     f"density: the budget is {limit:.0f} of {total} weights, below {stay}; "
                     f"ask for a density of at least {least / total:.6g}"

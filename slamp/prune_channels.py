@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from slamp.allocate_channels import ChannelPlan, allocate_channels
@@ -11,7 +13,7 @@ from slamp.capture import read_graph
 from slamp.channels import Channels
 from slamp.errors import BudgetError
 from slamp.measured import BATCH, exceeds, measured_sops, measured_use, spent, use_of
-from slamp.prune_weights import AIM, MAX_ROUNDS, Pruned, Pruning, Round, finished_round, recover_and_retrain, scores_of
+from slamp.prune_weights import MAX_ROUNDS, Pruned, Pruning, Round, finished_round, recover_and_retrain, scores_of
 from slamp.raster import SpikeRaster
 from slamp.shrink import shrink
 from slamp.shrunk_graph import shrunk_activity
@@ -19,6 +21,8 @@ from slamp.spend import SPENT, masks_of
 
 TRIMS = 12
 TRIM_STEP = 0.95
+# A round that spends this share of a measured budget is good enough.
+NEAR = 0.9
 
 
 def prune_channels(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, *, zeros_follow: bool) -> Pruned:
@@ -36,27 +40,41 @@ def prune_channels(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, 
     budget = pruning.budget
     asked = {} if zeros_follow else dict(budget.measured)
     rounds: list[Round] = []
+    tried: dict[str, tuple[torch.nn.Module, ChannelPlan]] = {}  # by channels, those that keep to what was measured
     while True:
-        plan = allocate_channels(scores, budget.with_limits(asked), zeros_follow=zeros_follow)
+        try:
+            plan = allocate_channels(scores, budget.with_limits(asked), zeros_follow=zeros_follow)
+        except BudgetError:
+            if not rounds:
+                raise
+            break  # the correction asked for less than one channel per layer; trimming decides
         small = shrink(net, plan.channels, raster.features, raster.dt)
         targets = shrunk_activity(dense, graph, plan.channels)
         share = 1.0 if not rounds else 0.5
         current = recover_and_retrain(small, masks_of(small, raster), raster, pruning, targets, len(rounds), share)
         rounds.append(finished_round(current, raster, plan, budget, asked))
-        measured = rounds[-1].measured
-        if not asked or not exceeds(measured, budget) or len(rounds) == MAX_ROUNDS:
+        measured, again = rounds[-1].measured, plan.channels.hash in tried
+        if not asked or not exceeds(measured, budget):
+            tried[plan.channels.hash] = (current, plan)
+        if not asked or again or len(rounds) == MAX_ROUNDS or _near(measured, plan, budget):
             break
         predicted = rounds[-1].predicted
-        asked = {
-            name: min(predicted[name], asked[name]) * limit / (max(measured[name], limit) * AIM)
-            for name, limit in budget.measured.items()
-        }
-    channels = plan.channels
-    if asked and exceeds(rounds[-1].measured, budget):
-        current, channels = _trimmed(current, channels, raster, pruning)
+        asked = {name: predicted[name] * limit / (measured[name] or 1.0) for name, limit in budget.measured.items()}
+    if tried:
+        current, plan = max(tried.values(), key=lambda pair: pair[1].density)
+        channels = plan.channels
+    else:
+        current, channels = _trimmed(current, plan.channels, raster, pruning)
     sops = measured_sops(current, raster)
     shortfall = "" if zeros_follow else _shortfall(current, raster, plan, budget)
     return Pruned(current, masks_of(current, raster), plan, tuple(rounds), sops, shortfall, channels)
+
+
+def _near(measured: Mapping[str, float], plan: ChannelPlan, budget: Budget) -> bool:
+    """Whether measured use holds and another round would gain little: channels are coarse."""
+    if exceeds(measured, budget):
+        return False
+    return spent(measured, budget) >= NEAR or not any(name in plan.binding for name in budget.measured)
 
 
 def _trimmed(
@@ -94,4 +112,4 @@ def _shortfall(net: torch.nn.Module, raster: SpikeRaster, plan: ChannelPlan, bud
     share = spent(measured_use(net, raster, budget), budget)
     if not names or share >= SPENT:
         return ""
-    return f"{share:.1%} of the budget of {names[0]} is spent: channels are coarse, and one more was too much"
+    return f"{share:.1%} of the budget of {names[0]} is spent: channels are coarse, one more of those tried is too much"

@@ -296,7 +296,7 @@ def test_a_chips_fans_hold_for_every_neuron(scored: Scores) -> None:
     masks = make_masks(scored, plan)
     graph = scored.graph
     into = max(int(mask.reshape(len(mask), -1).sum(1).max()) for _, mask in masks.items())
-    first, *later = graph.weighted
+    _, *later = graph.weighted
     out = [fan_out(graph.weighted[n], graph.shapes[graph.sources(n)[0]], masks[n]).max() for n in later]
     assert into == 4
     assert max(out) <= 5

@@ -19,7 +19,7 @@ from slamp.errors import BudgetError, MappingError
 from slamp.fans import within_fans
 from slamp.graph import SpikingGraph
 from slamp.mapping import MAPPED, cores_taken, place, too_many_cores
-from slamp.memory import layer_memory_bits
+from slamp.memory import layer_memory_bits, zeros_save_memory
 from slamp.nodes import frozen_array
 from slamp.plan import Plan, linear_plan
 from slamp.profile import Profile
@@ -182,12 +182,10 @@ def _searched(chip: _Chip, cost_aware: bool) -> Plan:
 
 
 def _memory_counts(chip: _Chip) -> bool:
-    """Whether zeros can change the number of cores: the chip is placed part by part, and stores lists it knows."""
-    if chip.profile.mapping.rule != "contiguous" or not chip.profile.sparsity.unstructured:
+    """Whether zeros can change the number of cores: the chip is placed part by part, and stores lists of non-zeros."""
+    if chip.profile.mapping.rule != "contiguous":
         return False
-    shapes = chip.scores.graph.weighted
-    kinds = {"convolution" if node.weight.ndim > 2 else "linear" for node in shapes.values()}
-    return all(any(entry.layers in ("all", kind) for entry in chip.profile.encodings.values()) for kind in kinds)
+    return zeros_save_memory(chip.scores.graph, chip.profile)
 
 
 def _check_least(chip: _Chip) -> None:

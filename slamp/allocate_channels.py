@@ -27,7 +27,7 @@ from slamp.fans import fans_hold
 from slamp.graph import SpikingGraph
 from slamp.mapping import place, placeable
 from slamp.measured import use_of
-from slamp.memory import memory_bits
+from slamp.memory import memory_bits, zeros_save_memory
 from slamp.nodes import NEURON, SPIKING
 from slamp.profile import Profile
 from slamp.score import Scores
@@ -78,7 +78,7 @@ def allocate_channels(scores: Scores, budget: Budget, *, zeros_follow: bool = Fa
         scores: Result of `slamp.score`.
         budget: What the network may cost; SOPs and energy are predicted at the calibrated spikes.
         zeros_follow: Single weights will go as well, so only what zeros cannot change counts here: neurons and axons
-            of the cores, not their synaptic memory.
+            of the cores, and their synaptic memory only if zeros do not save any.
 
     Raises:
         BudgetError: One channel per layer is too much for a budget; the message names it.
@@ -237,12 +237,18 @@ class _Search:
             found |= use_of(small, activity, budget)
         if profile is None:
             return found
-        if budget.memory_bits is not None and not self.zeros_follow:
+        if budget.memory_bits is not None:
             found["memory_bits"] = memory_bits(small, live, profile)
         if self.placed:
             found[PLACED] = self.cores(small, activity, profile)
         found[FANS] = float(not fans_hold(small, live, profile))
         return found
+
+    @cached_property
+    def zeros_save(self) -> bool:
+        """Whether memory is left to the zeros that follow."""
+        profile = self.budget.profile
+        return self.zeros_follow and profile is not None and zeros_save_memory(self.graph, profile)
 
     @cached_property
     def placed(self) -> bool:
@@ -251,7 +257,7 @@ class _Search:
 
     def cores(self, small: SpikingGraph, activity: Activity | None, profile: Profile) -> float:
         host = frozenset() if activity is None else on_host(small, profile, activity)
-        if self.zeros_follow:
+        if self.zeros_save:
             limits = profile.limits.model_copy(update={"synapse_bits_per_core": None})
             profile = profile.model_copy(update={"limits": limits})
         try:
@@ -267,7 +273,8 @@ class _Search:
         limits = dict(self.budget.given)
         profile = self.budget.profile
         if self.zeros_follow:
-            limits = {name: value for name, value in limits.items() if name == PLACED}
+            left = (PLACED,) if self.zeros_save else (PLACED, "memory_bits")
+            limits = {name: value for name, value in limits.items() if name in left}
         if self.placed and PLACED not in limits and profile is not None:
             chip = profile.limits.cores_per_chip
             limits[PLACED] = math.inf if chip is None or chip.value is None else chip.number
@@ -303,7 +310,7 @@ class _Search:
                 return used / float(self.budget.energy_pj or 1)
         weights = dense["weights"][name] / sum(dense["weights"].values())
         if kind == PLACED:
-            return weights * (not self.zeros_follow) + dense["neurons"][name] / sum(dense["neurons"].values())
+            return weights * (not self.zeros_save) + dense["neurons"][name] / sum(dense["neurons"].values())
         return weights
 
     @cached_property

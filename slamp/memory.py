@@ -48,6 +48,20 @@ def layer_memory_bits(graph: SpikingGraph, name: str, mask: np.ndarray, profile:
     return min(bits.values())
 
 
+def zeros_save_memory(graph: SpikingGraph, profile: Profile) -> bool:
+    """Whether any layer takes fewer bits on the chip once most of its weights are zero.
+
+    False where the encodings that are known store blocks, or none is known.
+    """
+    for name, node in graph.weighted.items():
+        alone = np.zeros(node.weight.shape, dtype=bool)
+        alone.reshape(-1)[0] = True
+        few, whole = (encoded_bits(masked_lists(graph, name, mask), profile) for mask in (alone, np.ones_like(alone)))
+        if few and min(few.values()) < min(whole.values()):
+            return True
+    return False
+
+
 def memory_bits(graph: SpikingGraph, masks: Mapping[str, np.ndarray], profile: Profile) -> float:
     """Return the bits of all layers under masks (bool, by weighted node); raises `BudgetError` as above."""
     return sum(layer_memory_bits(graph, name, mask, profile) for name, mask in masks.items())

@@ -249,6 +249,26 @@ def test_a_core_of_loihi_takes_channels_for_neurons_and_zeros_for_memory(trained
     assert enough.masks.density == 1
 
 
+def test_where_zeros_save_no_memory_channels_go_for_it(trained: SequentialState) -> None:
+    """Loihi 2: how it stores sparse layers is not public, so only smaller layers are known to take less."""
+    graph = capture(trained, TASK)
+    profile = load_profile("loihi2")
+    bits = profile.limits.synapse_bits_per_core.model_copy(update={"value": 25_600})
+    small_cores = profile.limits.model_copy(update={"synapse_bits_per_core": bits})
+    profile = profile.model_copy(update={"limits": small_cores})
+    taken = map_cores(graph, profile).cores
+    assert taken > 1
+    with pytest.raises(BudgetError, match="remove whole channels"):
+        prune(trained, TASK, Pruning(profile.budget(cores=1)))
+    use = measured_use(trained, TASK, Budget(sops=1e12))
+    budget = profile.budget(cores=1, sops=0.2 * use["sops"])
+    pruned = prune(trained, TASK, Pruning(budget, train=training(2), structured=True))
+    assert map_cores(capture(pruned.net, TASK), profile, cores=1).cores == 1
+    assert pruned.channels is not None
+    assert not pruned.channels.whole
+    assert 0.98 * 0.2 * use["sops"] <= pruned.sops <= 0.2 * use["sops"], "single weights spend the rest"
+
+
 def test_compress_ships_the_smaller_network(tmp_path: Path) -> None:
     raster, held_out = users.samples(60, seed=0), users.samples(20, seed=1)
     run = slamp.compress(

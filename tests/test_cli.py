@@ -632,6 +632,48 @@ def test_usage_of_one_chip_and_of_all(place: Path, cli: Cli, monkeypatch: pytest
     assert rows["weights kept"]["used"] == kept
 
 
+def test_usage_shows_what_sits_on_which_core(place: Path, cli: Cli) -> None:
+    code, text, err = cli("usage", place / "run", "--profile", "loihi1")
+    assert code == 0, err
+    assert "cores of loihi1" in text
+    code, text, _ = cli("usage", place / "run", "--profile", "loihi1", "--json")
+    mapping = json.loads(text)["mapping"]
+    assert mapping["cores"] == 1
+    assert {part["layer"] for part in mapping["parts"]} == set(
+        slamp.open_artifact(place / "run" / "nir").graph().weighted
+    )
+    assert 0 < mapping["fullness"]["0"]["neurons"] < 1
+
+
+def test_compress_fits_a_core(place: Path, tmp_path: Path, cli: Cli) -> None:
+    words = ["compress", "user_networks:factory", place / "samples.npz", "--profile", "loihi1", "--json"]
+    words += ["--budget", "cores=1", "--budget", "energy_pj=1e9", "--budget", "sops_per_step=1e6"]
+    code, text, err = cli(*words, "--balance", "fan_out", "--out", tmp_path / "zeros")
+    assert code == 0, err
+    summary = json.loads(text)
+    assert {row["name"]: row["limit"] for row in summary["budgets"]} == {
+        "cores": 1,
+        "energy_pj": 1e9,
+        "sops_per_step": 1e6,
+    }
+    assert all(0 < row["used"] <= row["limit"] for row in summary["budgets"])
+    assert summary["balance"] == "fan_out"
+    assert summary["usage"]["mapping"]["cores"] == 1
+
+
+def test_compress_removes_channels(place: Path, tmp_path: Path, cli: Cli) -> None:
+    words = ["compress", "user_networks:factory", place / "samples.npz", "--profile", "speck2f"]
+    code, text, err = cli(*words, "--budget", "density=0.5", "--structured", "--out", tmp_path / "channels")
+    assert code == 0, err
+    assert re.search(r"outputs that stay: .*\d+ of \d+", text)
+    assert "single zeros save nothing" not in text
+    summary = json.loads((tmp_path / "channels" / "run.json").read_text())
+    assert any(row["outputs_after"] < row["outputs_before"] for row in summary["layers"])
+    code, text, err = cli(*words, "--budget", "density=0.5", "--out", tmp_path / "zeros")
+    assert code == 0, err
+    assert "single zeros save nothing on speck2f" in text
+
+
 def test_usage_needs_one_chip_or_all(place: Path, cli: Cli) -> None:
     assert_one_error(*cli("usage", place / "run"), "give either --profile NAME or --all")
     assert_one_error(*cli("usage", place / "run", "--all", "--profile", "loihi1"), "give either")

@@ -67,6 +67,8 @@ BAD = {
     "budget is a truth value": (GOOD.replace("0.3", "true"), "budget.density: .*number, found True"),
     "seed is text": ('seed = "1"\n' + GOOD, "seed: .*integer, found '1'"),
     "seed is negative": ("seed = -1\n" + GOOD, "seed: .*greater than or equal to 0, found -1"),
+    "structured is text": ('structured = "no"\n' + GOOD, "structured: .*boolean, found 'no'"),
+    "balance is unknown": ('balance = "rows"\n' + GOOD, "balance: .*'fan_out', found 'rows'"),
     "strict is text": ('strict = "no"\n' + GOOD, "strict: .*boolean, found 'no'"),
     "target is text": ('to = "nir"\n' + GOOD, "to: .*tuple, found 'nir'"),
     "no target": ("to = []\n" + GOOD, "to: .*at least 1 item"),

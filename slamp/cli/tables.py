@@ -19,6 +19,10 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
     """Print the summary of a `slamp.compress` run: before and after, layers, budgets, verdicts."""
     console.print(before_after(summary))
     console.print(layer_table(summary))
+    fewer = [row for row in summary["layers"] if row["outputs_after"] < row["outputs_before"]]
+    if fewer:
+        kept = ", ".join(f"{row['layer']}: {row['outputs_after']} of {row['outputs_before']}" for row in fewer)
+        console.print(f"outputs that stay: {kept}", soft_wrap=True, markup=False, highlight=False)
     console.print(budget_table(summary))
     if summary["shortfall"]:
         console.print(summary["shortfall"], style="yellow", soft_wrap=True, markup=False, highlight=False)
@@ -56,23 +60,11 @@ def before_after(summary: Mapping[str, Any]) -> Table:
 def layer_table(summary: Mapping[str, Any]) -> Table:
     """What became of each layer."""
     table = Table(title="layers", title_justify="left")
-    structured = any(row["outputs_before"] != row["outputs_after"] for row in summary["layers"])
-    for column in (
-        "layer",
-        *(["outputs"] if structured else []),
-        "weights",
-        "kept",
-        "density",
-        "SOPs dense",
-        "SOPs pruned",
-        "rate dense",
-        "rate pruned",
-    ):
+    for column in ("layer", "weights", "kept", "density", "SOPs dense", "SOPs pruned", "rate dense", "rate pruned"):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for row in summary["layers"]:
         table.add_row(
             row["layer"],
-            *([f"{row['outputs_after']} of {row['outputs_before']}"] if structured else []),
             f"{row['weights']:,}",
             f"{row['kept']:,}",
             f"{row['kept'] / row['weights']:.3f}",
@@ -85,15 +77,15 @@ def layer_table(summary: Mapping[str, Any]) -> Table:
 
 
 def budget_table(summary: Mapping[str, Any]) -> Table:
-    """Budgets, measured use, and which of them bind."""
+    """Budgets, measured use, what one more unit would gain (of the sum of log scores), and which of them bind."""
     table = Table(title=f"budgets (method {summary['method']})", title_justify="left")
-    for column in ("budget", "used", "limit", "used / limit", "binds"):
+    for column in ("budget", "used", "limit", "used / limit", "one more gains", "binds"):
         table.add_column(column, justify="left" if column in ("budget", "binds") else "right")
     for row in summary["budgets"]:
         share = f"{row['used'] / row['limit']:.4f}" if row["limit"] else ""
-        table.add_row(
-            row["name"], f"{row['used']:,.6g}", f"{row['limit']:,.6g}", share, "yes" if row["binds"] else "no"
-        )
+        gain = f"{row['multiplier']:.3g}" if row["binds"] and row["multiplier"] else ""
+        binds = "yes" if row["binds"] else "no"
+        table.add_row(row["name"], f"{row['used']:,.6g}", f"{row['limit']:,.6g}", share, gain, binds)
     return table
 
 

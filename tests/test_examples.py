@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import slamp
+from slamp.demo.data import digits
+from slamp.memory import memory_bits
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -33,7 +35,7 @@ def run(*words: object, cwd: Path = ROOT) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -41,7 +43,7 @@ def run(*words: object, cwd: Path = ROOT) -> str:
 
 def test_every_example_is_run_here() -> None:
     found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".toml")}
-    assert found == {"__init__.py", "my_network.py", "prune_and_export.py", "run.toml"}
+    assert found == {"__init__.py", "fit_a_chip.py", "my_network.py", "prune_and_export.py", "run.toml"}
 
 
 def test_prune_and_export(tmp_path: Path) -> None:
@@ -57,6 +59,35 @@ def test_prune_and_export(tmp_path: Path) -> None:
         slamp.load_nir(tmp_path / "by_hand" / "network.nir").hash
         == slamp.open_artifact(tmp_path / "by_hand").graph().hash
     )
+
+
+def test_fit_a_chip(tmp_path: Path) -> None:
+    text = run("examples/fit_a_chip.py", tmp_path)
+    assert re.findall("^(fits|does not fit) (.*)$", text, re.M) == [
+        ("fits", "loihi1"),
+        ("fits", "speck2f"),
+        ("fits", "loihi2"),
+    ]
+    assert len(re.findall("^usage of ", text, re.M)) == 3
+    accuracies = re.findall(r"([\d.]+)% dense, ([\d.]+)% pruned", text)
+    assert len(accuracies) == 3
+    for dense, pruned in accuracies:
+        assert float(dense) >= 88
+        assert float(pruned) >= float(dense) - 3
+    graphs = {}
+    for name in ("loihi1", "speck2f", "sops"):
+        artifact = slamp.open_artifact(tmp_path / name / "nir")
+        graphs[name] = artifact.graph()
+        summary = json.loads((tmp_path / name / "run.json").read_text())
+        assert summary["equivalent"]
+        assert all(row["used"] <= row["limit"] for row in summary["budgets"])
+    assert slamp.map_cores(graphs["loihi1"], slamp.load_profile("loihi1"), cores=1).cores == 1
+    speck = slamp.load_profile("speck2f")
+    whole = {name: node.weight != 0 for name, node in graphs["speck2f"].weighted.items()}
+    assert memory_bits(graphs["speck2f"], whole, speck) <= 180_000
+    assert slamp.map_cores(graphs["speck2f"], speck).cores == 4
+    data = digits().train.samples(0, 128)
+    assert 0.98 * 25_000 <= slamp.calibrate(graphs["sops"], data, fold=False).sops <= 25_000
 
 
 @pytest.fixture(scope="module")

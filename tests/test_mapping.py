@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slamp.channels import Channels
 from slamp.cutting import AXONS_IN, AXONS_OUT, FORMATS, MEMORY, NEURONS, sliced
 from slamp.dynamics import stateless_function
 from slamp.encodings import synapse_lists
@@ -38,6 +39,7 @@ from slamp.nodes import (
 )
 from slamp.populations import populations, reached
 from slamp.profile import Profile, load_profile
+from slamp.shrunk_graph import shrunk_graph
 
 
 def units(*shape: int) -> LIF:
@@ -316,6 +318,10 @@ def test_too_few_cores_names_the_smallest_change_and_it_suffices() -> None:
     with pytest.raises(MappingError, match=refused):
         map_cores(graph, profile, cores=taken - 1)
     assert map_cores(graph, profile, cores=taken).cores == taken
+    halved = np.arange(6) < 3
+    arrays = {name: np.ones(len(node.weight), dtype=bool) for name, node in graph.weighted.items()}
+    smaller = shrunk_graph(graph, Channels({**arrays, "a": halved}))
+    assert map_cores(smaller, profile, cores=taken - 1).cores == taken - 1
 
 
 def test_a_chip_without_cores_is_refused() -> None:

@@ -125,6 +125,21 @@ def test_energy_by_hand_and_no_total_without_a_price(pruned: tuple[SpikingGraph,
     assert "no price for neuron updates" in row.note
 
 
+def test_time_is_given_where_the_chip_has_a_step_or_times_of_events(
+    pruned: tuple[SpikingGraph, slamp.Activity],
+) -> None:
+    graph, activity = pruned
+    found = usage(graph, load_profile("loihi1"), activity)
+    assert found["time per sample, us (davies2018)"].used == 13 * activity.steps
+    neurons = sum(math.prod(graph.shapes[n]) for n, node in graph.nodes.items() if isinstance(node, NEURON))
+    by_hand = (3.5 * activity.sops + 8.4 * neurons * activity.steps) / 1000
+    assert found["work per sample, us (davies2018)"].used == pytest.approx(by_hand)
+    for name in ("loihi2", "speck2f", "generic"):
+        assert not any(
+            row.resource.startswith(("time", "work")) for row in usage(graph, load_profile(name), activity).rows
+        )
+
+
 def test_more_than_there_is_does_not_fit(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
     graph, activity = pruned
     profile = load_profile("loihi1")

@@ -12,7 +12,7 @@ from slamp.usage import Usage, UsageRow
 
 CORES_SHOWN = 40
 # What a brief table shows although chips have no limit of it.
-BRIEF = ("weights kept", "synaptic memory", "SOPs", "energy")
+BRIEF = ("weights kept", "synaptic memory", "SOPs", "energy", "time")
 
 
 def usage_table(found: Usage, *, brief: bool = False) -> Table:

@@ -112,6 +112,27 @@ class RasterPicture:
 
 
 @dataclass(frozen=True)
+class ChipRow:
+    """One resource of a chip; ``used`` and ``limit`` are None where they are not known."""
+
+    resource: str
+    used: float | None
+    limit: float | None
+    status: str
+    note: str
+    fits: bool
+
+
+@dataclass(frozen=True)
+class CoreRow:
+    """One core: what sits on it, and the share of each of its limits that is used, by resource."""
+
+    core: int
+    layers: str
+    fullness: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a report shows; plain values only. Empty parts are left out of the page.
 
@@ -122,6 +143,9 @@ class Report:
         totals: Before/after table.
         layers: Per-layer table and bars.
         budgets: Budget table.
+        chip: Name of the chip, if there is one.
+        resources: Its resources, used and there.
+        cores: Its cores, where the network was placed on them.
         curve: Accuracy against density.
         raster: Raster picture.
         notes: (heading, sentence), such as the capture check and the effect of folding.
@@ -135,6 +159,9 @@ class Report:
     totals: tuple[Row, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     budgets: tuple[BudgetRow, ...] = ()
+    chip: str = ""
+    resources: tuple[ChipRow, ...] = ()
+    cores: tuple[CoreRow, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
     raster: RasterPicture | None = None
     notes: tuple[tuple[str, str], ...] = ()

@@ -20,6 +20,8 @@ from slamp.memory import memory_bits
 from slamp.raster import SpikeRaster
 from slamp.report import (
     BudgetRow,
+    ChipRow,
+    CoreRow,
     CurvePoint,
     LayerRow,
     RasterPicture,
@@ -30,7 +32,7 @@ from slamp.report import (
     write_report,
 )
 from slamp.simulate import simulate
-from slamp.usage import usage
+from slamp.usage import usage, usage_from_json
 
 if TYPE_CHECKING:
     from slamp.compress import Run
@@ -102,6 +104,7 @@ def run_report(run: Run, summary: Mapping[str, Any], held_out: SpikeRaster, dire
             BudgetRow(row["name"], row["limit"], row["used"], row["multiplier"], row["binds"])
             for row in summary["budgets"]
         ),
+        **_chip(summary["usage"]),
         curve=_curve(run),
         raster=_picture(run, held_out),
         notes=_notes(run),
@@ -208,6 +211,22 @@ def _advice(pruning: Pruning) -> str:
         f"single zeros save nothing on {profile.name}: {profile.sparsity.reason.rstrip('.')}; "
         "--structured (structured=True) removes whole channels"
     )
+
+
+def _chip(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the parts of a report that speak of the chip."""
+    if found is None:
+        return {}
+    chip = usage_from_json(found)
+    rows = tuple(ChipRow(row.resource, row.used, row.limit, row.status, row.note, row.fits) for row in chip.rows)
+    cores: tuple[CoreRow, ...] = ()
+    if chip.mapping is not None:
+        layers = {
+            core: ", ".join(dict.fromkeys(part.layer for part in chip.mapping.parts if part.core == core))
+            for core in chip.mapping.used
+        }
+        cores = tuple(CoreRow(core, names, chip.mapping.fullness(core)) for core, names in layers.items())
+    return {"chip": chip.profile, "resources": rows, "cores": cores}
 
 
 def _curve(run: Run) -> tuple[CurvePoint, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slamp.activity import Activity
+from slamp.cutting import MEMORY
 from slamp.energy import ChipCounts, priced
 from slamp.fans import behind_neurons
 from slamp.graph import SpikingGraph
@@ -82,10 +83,18 @@ def synapse_rows(graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile:
     yield UsageRow("weights kept", kept)
     yield _row(profile, "unrolled connections", unrolled, limits.synapses_per_chip)
     if any(not layer.bits for layer in layers.values()):
-        yield UsageRow("synaptic memory, bits", None, note="how the chip stores synapses is not known")
+        yield UsageRow(MEMORY, None, note="how the chip stores synapses is not known")
     else:
         bits = sum(layer.bits[layer.encoding] for layer in layers.values())
-        yield _row(profile, "synaptic memory, bits", bits, limits.synapse_bits_per_core, times=limits.cores_per_chip)
+        if limits.synapse_bits_per_core is None and limits.memory_bytes_per_chip is not None:
+            yield _row(profile, "synaptic memory, bytes", math.ceil(bits / 8), limits.memory_bytes_per_chip)
+        else:
+            yield _row(profile, MEMORY, bits, limits.synapse_bits_per_core, times=limits.cores_per_chip)
+    for key, encoding in profile.encodings.items():
+        if (entries := encoding.parameters.get("entries")) is not None:
+            between = list(layers.values())[1:-1]
+            note = "synapses between hidden neurons"
+            yield _row(profile, f"entries of {key}", sum(layer.synapses for layer in between), entries, note=note)
     fan_in, reached, mean = _fans(graph, layers)
     yield _row(profile, "largest fan-in", fan_in, limits.fan_in)
     yield _row(profile, "largest fan-out of a neuron", reached, limits.fan_out)

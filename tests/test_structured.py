@@ -289,6 +289,10 @@ def test_compress_ships_the_smaller_network(tmp_path: Path) -> None:
     assert summary["advice"] == ""
     assert any(row["outputs_after"] < row["outputs_before"] for row in summary["layers"])
     assert summary["budgets"][0]["used"] == pytest.approx(run.after.density)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h2>speck2f</h2>" in page
+    assert "<h2>Cores of speck2f</h2>" in page
+    assert page.count('class="bar"') == 3 * len(run.shipped.weighted)
     back = slamp.restore_pruned(users.factory(), tmp_path / "out" / "pruned.safetensors")
     assert capture(back, raster).hash == run.shipped.hash
 

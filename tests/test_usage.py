@@ -140,6 +140,17 @@ def test_time_is_given_where_the_chip_has_a_step_or_times_of_events(
         )
 
 
+def test_shared_memory_of_the_chip_and_target_lists_have_limits(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, activity = pruned
+    rows = usage(graph, load_profile("spinnaker1"), activity)
+    bits = sum(layer.bits[layer.encoding] for layer in rows.layers.values())
+    assert rows["synaptic memory, bytes"].used == math.ceil(bits / 8)
+    assert rows["synaptic memory, bytes"].limit == 123_469_792
+    _, *between, _ = graph.weighted.values()
+    entries = usage(graph, load_profile("xylo3"), activity)["entries of targets"]
+    assert (entries.used, entries.limit) == (sum(np.count_nonzero(node.weight) for node in between), 31_744)
+
+
 def test_more_than_there_is_does_not_fit(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
     graph, activity = pruned
     profile = load_profile("loihi1")

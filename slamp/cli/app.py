@@ -335,9 +335,9 @@ def usage_command(
     if everything:
         console.print(comparison_table(found))
         return
-    console.print(usage_table(found[0]))
+    console.print(usage_table(found[0], width=console.width))
     if found[0].mapping is not None:
-        console.print(cores_table(found[0].mapping))
+        console.print(cores_table(found[0].mapping, width=console.width))
     console.print(encodings_table(found[0]))
     for text in usage_lines(found[0]):
         console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -30,9 +30,9 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(summary["advice"], style="yellow", soft_wrap=True, markup=False, highlight=False)
     if summary["usage"]:
         found = usage_from_json(summary["usage"])
-        console.print(usage_table(found))
+        console.print(usage_table(found, width=console.width))
         if found.mapping is not None:
-            console.print(cores_table(found.mapping))
+            console.print(cores_table(found.mapping, width=console.width))
         for text in usage_lines(found):
             console.print(text, soft_wrap=True, markup=False, highlight=False)
     if summary["folding"]:

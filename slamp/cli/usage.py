@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from slamp.mapping import CoreMap, Part
@@ -11,33 +12,45 @@ from slamp.profile import STARRED
 from slamp.usage import Usage, UsageRow
 
 CORES_SHOWN = 40
+# Columns of a console from which on tables show everything.
+WIDE = 100
 # What a brief table shows although chips have no limit of it.
 BRIEF = ("weights kept", "synaptic memory", "SOPs", "energy", "time")
 
 
-def usage_table(found: Usage, *, brief: bool = False) -> Table:
-    """One row per resource; vendor and assumed numbers carry a star. In brief without notes, and what has no limit."""
+def usage_table(found: Usage, *, brief: bool = False, width: int = WIDE) -> Table:
+    """One row per resource; vendor and assumed numbers carry a star. In brief without what has no limit.
+
+    Sources are named where the console is wide, and not in brief; of several the first. `usage_lines` has the notes,
+    and cites all.
+    """
     table = Table(title=f"usage of {found.profile} ({found.route})", title_justify="left")
-    columns = ("resource", "used", "limit", "used / limit", "status", "source, note")
-    for column in columns[:-1] if brief else columns:
+    columns = ("resource", "used", "limit", "used / limit", "status", "source")
+    sources = width >= WIDE and not brief
+    for column in columns if sources else columns[:-1]:
         right = column in ("used", "limit", "used / limit")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        least = 22 if column == "resource" else None
+        table.add_column(column, justify="right" if right else "left", overflow="fold", min_width=least)
     for row in found.rows:
         shown = row.limit is not None or row.infeasible
         if brief and not shown and (row.used is None or not row.resource.startswith(BRIEF)):
             continue
-        said = "; ".join(text for text in (row.source, row.note) if text)
+        first, *others = row.source.split("; ")
+        source = f"{first} +{len(others)}" if others else first
         style = "" if row.fits else "red"
-        cells = (row.resource, _number(row.used), _limit(row), _share(row), row.status, said)
-        table.add_row(*(cells[:-1] if brief else cells), style=style)
+        cells = (row.resource, _number(row.used), _limit(row), _share(row), row.status, source)
+        table.add_row(*(cells if sources else cells[:-1]), style=style)
     return table
 
 
 def usage_lines(found: Usage, *, cite: bool = True) -> list[str]:
-    """Say what cannot run, and cite the sources a usage table names."""
+    """Say what cannot run; with ``cite`` also the notes of a usage table, and its sources in full."""
     cannot = [f"on the host: {', '.join(found.host)} (analog input)"] if found.host else []
     cannot += [f"cannot run: {text}" for text in found.unsupported]
-    return cannot + [f"{name}: {text}" for name, text in found.sources.items() if cite]
+    if not cite:
+        return cannot
+    notes = [f"{row.resource}: {row.note}" for row in found.rows if row.note]
+    return cannot + notes + [f"source {name}: {text}" for name, text in found.sources.items()]
 
 
 def encodings_table(found: Usage) -> Table:
@@ -56,13 +69,14 @@ def encodings_table(found: Usage) -> Table:
     return table
 
 
-def cores_table(found: CoreMap) -> Table:
+def cores_table(found: CoreMap, *, width: int = WIDE) -> Table:
     """One row per core: what sits there, and how full each of its resources is."""
     table = Table(title=f"cores of {found.profile}", title_justify="left")
     table.add_column("core", justify="right")
-    table.add_column("layer [channels; positions]", overflow="fold", min_width=27)
+    table.add_column(escape("layer [channels; positions]"), overflow="fold", min_width=27 if width >= WIDE else 12)
     for name in found.resources:
-        table.add_column(name.partition(",")[0], justify="right")
+        short = name.partition(",")[0].removeprefix("synaptic ").removeprefix("synapse ")
+        table.add_column(short, justify="right")
     if found.splits:
         table.add_column("split for", overflow="fold")
     shown = min(found.cores, CORES_SHOWN)
@@ -72,7 +86,7 @@ def cores_table(found: CoreMap) -> Table:
         reasons = {found.splits[part.layer] for part in parts if part.layer in found.splits}
         shares = [f"{100 * full[name]:.0f} %" for name in found.resources]
         why = [", ".join(sorted(reasons))] if found.splits else []
-        table.add_row(str(core), ", ".join(_part(part) for part in parts), *shares, *why)
+        table.add_row(str(core), escape(", ".join(_part(part) for part in parts)), *shares, *why)
     if found.cores > shown:
         table.add_row("...", f"and {found.cores - shown} more; --json lists all")
     return table

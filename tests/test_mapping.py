@@ -213,6 +213,7 @@ STATELESS: tuple[tuple[tuple[int, ...], dict[str, Node], tuple[int, ...]], ...] 
         (48,),
     ),
     ((2, 4, 4), {"p": SumPool2d((2, 2), (2, 2))}, (2, 2, 2)),
+    ((2, 5, 7), {"p": SumPool2d((2, 3), (2, 3)), "f": Flatten(0, 2), "w": Linear(frozen_array(np.ones((3, 8))))}, (3,)),
     ((5,), {"u": Linear(frozen_array(np.ones((4, 5)))), "w": Linear(frozen_array(np.ones((6, 4))))}, (6,)),
 )
 

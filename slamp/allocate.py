@@ -23,6 +23,7 @@ from slamp.memory import layer_memory_bits, zeros_save_memory
 from slamp.nodes import frozen_array
 from slamp.plan import Plan, linear_plan
 from slamp.profile import Profile
+from slamp.progress import ticker
 from slamp.score import Scores
 
 __all__ = ["Plan", "allocate", "masked_graph", "masks_of_plan"]
@@ -32,7 +33,9 @@ ROUNDS, TRIALS = 2, 10
 SPENT = 0.98
 
 
-def allocate(scores: Scores, budget: Budget, *, cost_aware: bool = True, balance: str = "") -> Plan:
+def allocate(
+    scores: Scores, budget: Budget, *, cost_aware: bool = True, balance: str = "", progress: bool = False
+) -> Plan:
     """Divide the budgets over the layers.
 
     No budget is exceeded, no layer is emptied, and no further weight would fit (up to the steps of the outer search,
@@ -45,6 +48,7 @@ def allocate(scores: Scores, budget: Budget, *, cost_aware: bool = True, balance
         cost_aware: Whether a weight that costs less may score less. The baselines never do this.
         balance: "fan_out" if the masks are to be balanced (see `slamp.make_masks`), so that memory and cores are
             accounted as the balanced masks take them.
+        progress: Show a progress bar while masks are tried against the chip.
 
     Raises:
         BudgetError: A budget is below its least possible usage (the message names it), or SOPs are asked without
@@ -60,7 +64,7 @@ def allocate(scores: Scores, budget: Budget, *, cost_aware: bool = True, balance
         name = "memory_bits" if budget.memory_bits is not None else "cores"
         if profile is None:
             raise BudgetError(f"{name}: depends on the chip; use profile.budget({name}=...), or --profile NAME")
-        plan = _searched(_Chip(scores, profile, budget, balance), cost_aware)
+        plan = _searched(_Chip(scores, profile, budget, balance), cost_aware, progress=progress)
     return replace(plan, profile=profile, balance=balance)
 
 
@@ -134,7 +138,7 @@ class _Chip:
             return str(error)
 
 
-def _searched(chip: _Chip, cost_aware: bool) -> Plan:
+def _searched(chip: _Chip, cost_aware: bool, *, progress: bool) -> Plan:
     """Allocate under budgets of memory or cores, of which only the masks can tell whether they hold.
 
     Within one allocation every weight of a layer takes the same: first what it takes at a guess, then what it took in
@@ -151,30 +155,32 @@ def _searched(chip: _Chip, cost_aware: bool) -> Plan:
     share = min(1.0, limit / whole)
     keep = {name: max(1, round(share * n)) for name, n in live.items()}
     most, best = 0.0, None
-    for _ in range(ROUNDS):
-        per_weight = {name: bits / keep[name] for name, bits in chip.bits(chip.masks(keep)).items()}
-        low, high = 0.0, sum(per_weight[name] * n for name, n in live.items())
-        asked = high if budget.memory_bits is None else min(limit * (1 + SPENT) / 2, high)
-        for _ in range(TRIALS):
-            try:
-                plan = linear_plan(
-                    scores, replace(budget, memory_bits=asked), cost_aware=cost_aware, bits_per_weight=per_weight
-                )
-            except BudgetError as error:
-                if not str(error).startswith("memory_bits"):
-                    raise
-                low, asked = asked, (asked + high) / 2  # below one weight per layer, as they are accounted here
-                continue
-            masks = chip.masks(plan.keep)
-            used = sum(chip.bits(masks).values())
-            fits = used <= limit and not chip.refusal(masks)
-            if fits and used > most:
-                most, keep, best = used, dict(plan.keep), _with_use(plan, chip, masks)
-            if fits and (used >= SPENT * limit or "memory_bits" not in plan.binding):
-                assert best is not None
-                return best
-            low, high = (asked, high) if fits else (low, asked)
-            asked = (low + high) / 2
+    with ticker("fitting the chip", ROUNDS * TRIALS, shown=progress, unit="trials") as advance:
+        for _ in range(ROUNDS):
+            per_weight = {name: bits / keep[name] for name, bits in chip.bits(chip.masks(keep)).items()}
+            low, high = 0.0, sum(per_weight[name] * n for name, n in live.items())
+            asked = high if budget.memory_bits is None else min(limit * (1 + SPENT) / 2, high)
+            for _ in range(TRIALS):
+                advance(1)
+                try:
+                    plan = linear_plan(
+                        scores, replace(budget, memory_bits=asked), cost_aware=cost_aware, bits_per_weight=per_weight
+                    )
+                except BudgetError as error:
+                    if not str(error).startswith("memory_bits"):
+                        raise
+                    low, asked = asked, (asked + high) / 2  # below one weight per layer, as they are accounted here
+                    continue
+                masks = chip.masks(plan.keep)
+                used = sum(chip.bits(masks).values())
+                fits = used <= limit and not chip.refusal(masks)
+                if fits and used > most:
+                    most, keep, best = used, dict(plan.keep), _with_use(plan, chip, masks)
+                if fits and (used >= SPENT * limit or "memory_bits" not in plan.binding):
+                    assert best is not None
+                    return best
+                low, high = (asked, high) if fits else (low, asked)
+                asked = (low + high) / 2
     if best is None:
         name = "memory_bits" if budget.memory_bits is not None else "cores"
         raise BudgetError(f"{name}: no plan within {budget.given[name]:.6g} was found; ask for a little more")

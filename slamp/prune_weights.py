@@ -179,7 +179,7 @@ def _one_shot(
     over: tuple[torch.nn.Module, Plan] | None = None  # the last that a trim can bring to the budget
     while True:
         try:
-            plan = allocate(scores, budget.with_limits(asked), balance=pruning.balance)
+            plan = allocate(scores, budget.with_limits(asked), balance=pruning.balance, progress=pruning.progress)
         except BudgetError:
             if current is None:
                 raise
@@ -227,7 +227,7 @@ def _iterative(
     current = net
     for index in range(count - 1):
         relaxed = _relaxed(pruning.budget, totals, KEEP_PER_ROUND ** (index + 1))
-        plan = allocate(scores, relaxed, balance=pruning.balance)
+        plan = allocate(scores, relaxed, balance=pruning.balance, progress=pruning.progress)
         current = recover_and_retrain(current, make_masks(scores, plan), raster, pruning, dense, index, effort)
         rounds.append(finished_round(current, raster, plan, pruning.budget, {}))
         graph, _ = read_graph(current, raster.features, raster.dt)

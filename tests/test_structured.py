@@ -242,7 +242,10 @@ def test_a_core_of_loihi_takes_channels_for_neurons_and_zeros_for_memory(trained
     assert not pruned.channels.whole
     assert pruned.masks.density < 1, "and single weights went"
     assert "cores" in pruned.plan.binding
-    assert counted(small)["weights"] <= 0.3 * counted(graph)["weights"]
+    roomy = limited(neurons_per_core=int(0.6 * neurons))
+    shared = prune(trained, TASK, Pruning(roomy.budget(cores=1, density=0.2), train=training(2), structured=True))
+    share = counted(capture(shared.net, TASK))["weights"] / counted(graph)["weights"]
+    assert 0.19 <= share <= 0.2, "of the whole network, not of what the channels left"
     enough = prune(trained, TASK, Pruning(load_profile("loihi1").budget(cores=1), structured=True))
     assert enough.channels is not None
     assert enough.channels.whole

@@ -200,6 +200,10 @@ def test_layers_with_analog_input_stay_on_the_host() -> None:
     assert found["neurons"].used == sum(neurons[1:])
     assert found.mapping is not None
     assert first not in found.mapping.layers()
+    on_chip = [n for n in activity.neurons if n not in found.host]
+    spikes = sum(activity.neurons[n].spike_counts.sum() for n in on_chip)
+    priced = 23.6 * activity.sops + 81 * sum(neurons[1:]) * activity.steps + 1.7 * spikes
+    assert found["energy per sample, pJ (davies2018, per_term)"].used == pytest.approx(priced), "no MACs on the chip"
     assert usage(graph, load_profile("generic"), activity).host == ()
 
 

@@ -26,7 +26,7 @@ from slamp.errors import BudgetError, MaskError
 from slamp.fans import allowed_by_fans, fans_hold, within_fans
 from slamp.graph import SpikingGraph
 from slamp.mapping import map_cores
-from slamp.masks import make_masks
+from slamp.masks import Masks, make_masks
 from slamp.measured import measured_use
 from slamp.memory import encoded_bits, memory_bits
 from slamp.nodes import Conv2d, Linear, Weighted, frozen_array
@@ -34,6 +34,7 @@ from slamp.plan import step_loads
 from slamp.profile import Profile, load_profile
 from slamp.prune import Pruning, prune
 from slamp.score import Scores, score
+from slamp.spend import other_budgets_hold
 from slamp.taps import fan_out
 from slamp.usage import usage
 from test_prune import training
@@ -407,3 +408,22 @@ def test_balanced_pruning_keeps_the_budget(trained: SequentialState) -> None:
     for name, mask in pruned.masks.items():
         counts = mask.reshape(len(mask), -1).sum(0)
         assert counts.max() - counts[counts > 0].min() <= 1, name
+
+
+def test_weights_that_come_back_must_keep_to_the_chip(scored: Scores) -> None:
+    graph, activity = scored.graph, scored.activity
+    whole = Masks({name: node.weight != 0 for name, node in graph.weighted.items()}, graph.parameters)
+    fans, (small, least) = limited(fan_in=4, fan_out=5), small_cores(scored)
+    bits = memory_bits(graph, whole.arrays, small)
+    for budget in (
+        fans.budget(density=1.0),
+        small.budget(cores=least),
+        small.budget(memory_bits=0.9 * bits),
+        Budget(density=0.5),
+        Budget(sparsity=0.5),
+        Budget(synapses=10),
+    ):
+        assert not other_budgets_hold(graph, activity, whole, budget)
+        kept = make_masks(scored, allocate(scored, budget)) if budget.synapses is None else whole
+        assert other_budgets_hold(graph, activity, kept, budget) == (budget.synapses is None)
+    assert other_budgets_hold(graph, activity, whole, load_profile("loihi1").budget(cores=1, sops=1))

@@ -85,9 +85,9 @@ def show(console: Console, target: Target, run: slamp.Run) -> None:
     console.rule(target.title)
     console.print(f"accuracy on 1000 held-out digits: {before:.1%} dense, {after:.1%} pruned", highlight=False)
     console.print(f"channels that stay: {', '.join(widths)}; density {run.after.density:.1%}", highlight=False)
-    for name, (used, limit) in run.pruned.plan.usage.items():
-        binds = ", binds" if name in run.pruned.plan.binding else ""
-        console.print(f"budget of {name}: planned {used:,.6g} of {limit:,.6g}{binds}", highlight=False)
+    for row in run.summary()["budgets"]:
+        binds = ", binds" if row["binds"] else ""
+        console.print(f"budget of {row['name']}: {row['used']:,.6g} of {row['limit']:,.6g}{binds}", highlight=False)
     console.print(usage_table(found, brief=True))
     if found.mapping is not None:
         console.print(cores_table(found.mapping))

@@ -22,7 +22,7 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-pytest: .venv/.dev .venv-witness/spikingjelly/ready.json
+pytest: .venv/.dev .venv-witness/spikingjelly/ready.json .venv-witness/sinabs/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
 
 bench: .venv/.dev
@@ -43,6 +43,15 @@ bench: .venv/.dev
 
 .venv-witness/spikingjelly/ready.json: | .venv/.installed
 	$(BIN)/slamp witness install spikingjelly
+
+# sinabs wants another nir, so it has an environment of its own (about 1 GB), for tests/test_sinabs_constraints.py.
+# Without samna, whose package is an installer that runs on import; tests/sinabs_runner.py says what stands in for it.
+.venv-witness/sinabs/ready: tests/sinabs_requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet $(TORCH_PIP_ARGS) $(shell grep ^torch== constraints.txt)
+	$(@D)/bin/pip install --quiet --requirement tests/sinabs_requirements.txt
+	$(@D)/bin/pip install --quiet --no-deps sinabs==3.1.3
+	touch $@
 
 clean:
 	rm -rf .venv .venv-witness build dist *.egg-info

@@ -28,6 +28,7 @@ from slamp.exporting import export, installed_exporters
 from slamp.fold import fold_batchnorm
 from slamp.graph import SpikingGraph, load_graph
 from slamp.manifest import Artifact, open_artifact
+from slamp.mapping import CoreMap, map_cores
 from slamp.masks import Masks, load_masks, load_pruned, make_masks, save_masks, save_pruned
 from slamp.measure import accuracy
 from slamp.profile import Profile, installed_profiles, load_profile
@@ -37,6 +38,7 @@ from slamp.reading import load_nir
 from slamp.recover import recover
 from slamp.retrain import Train, retrain
 from slamp.score import Scores, score
+from slamp.shrink import restore_pruned
 from slamp.simulate import Recording, simulate
 from slamp.usage import Usage, usage
 from slamp.verification import Verification
@@ -49,6 +51,7 @@ __all__ = [
     "Artifact",
     "Budget",
     "Checkpoint",
+    "CoreMap",
     "Masks",
     "Plan",
     "Profile",
@@ -81,9 +84,11 @@ __all__ = [
     "load_pruned",
     "load_samples",
     "make_masks",
+    "map_cores",
     "open_artifact",
     "prune",
     "recover",
+    "restore_pruned",
     "retrain",
     "save_masks",
     "save_pruned",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
 
@@ -21,10 +21,14 @@ class Budget:
         density: Share of the weights that may be kept, above 0 and at most 1.
         sparsity: Share of the weights that must go, at least 0 and below 1; another way to say density.
         synapses: Unrolled connections: weights times the output positions at which they read a real input.
-        sops: Synaptic operations, mean per sample.
+        sops: Synaptic operations per sample, mean over samples.
+        sops_per_step: Synaptic operations of the busiest step, mean over samples: where all cores wait for one another
+            at the end of each step, that step sets the pace.
         memory_bits: Synaptic memory of the chip, every layer in the cheapest encoding it has; needs ``profile``.
-        cores: Refused in this version: it depends on the mapping to a chip.
-        profile: The chip.
+        cores: Cores of the chip, as `slamp.map_cores` places the network on them; needs ``profile``.
+        energy_pj: Energy per sample in pJ, mean over samples; needs a ``profile`` that prices every term counted.
+        profile: The chip. Its limits of fan-in and fan-out hold as well, neuron by neuron.
+        energy_set: Set of prices of the chip; by default its first that prices synaptic operations.
 
     Raises:
         BudgetError: Nothing is given, density and sparsity are both given, or a number is out of its range.
@@ -34,9 +38,12 @@ class Budget:
     sparsity: float | None = None
     synapses: float | None = None
     sops: float | None = None
+    sops_per_step: float | None = None
     memory_bits: float | None = None
     cores: float | None = None
+    energy_pj: float | None = None
     profile: Profile | None = None
+    energy_set: str = ""
 
     def __post_init__(self) -> None:
         given = self.given
@@ -47,18 +54,15 @@ class Budget:
                 raise BudgetError(f"budget: {name} is {value!r}; allowed is a finite number")
             # float32 numbers stand for the decimals they were written as: 0.1, not 0.10000000149
             object.__setattr__(self, name, float(str(value)) if isinstance(value, np.floating) else float(value))
-        if self.cores is not None:
-            raise BudgetError(
-                "budget: cores cannot be a budget in this version, which bounds them from below only; "
-                "use memory_bits, density, synapses or sops, and look at slamp usage"
-            )
+        if self.cores is not None and (self.cores < 1 or self.cores != int(self.cores)):
+            raise BudgetError(f"budget: cores is {self.cores:g}; allowed is a whole number from 1")
         if "density" in given and "sparsity" in given:
             raise BudgetError("budget: density and sparsity are both given; they are 1 - each other, so give one")
         if self.density is not None and not 0 < self.density <= 1:
             raise BudgetError(f"budget: density is {self.density:g}; allowed is above 0 and at most 1, the share kept")
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise BudgetError(f"budget: sparsity is {self.sparsity:g}; allowed is 0 to below 1, the share removed")
-        for name in ("synapses", "sops", "memory_bits"):
+        for name in ("synapses", "sops", "sops_per_step", "memory_bits", "energy_pj"):
             if name in given and given[name] <= 0:
                 raise BudgetError(f"budget: {name} is {given[name]:g}; allowed is a number above 0")
 
@@ -67,8 +71,19 @@ class Budget:
         """The limits that are given, by name."""
         return {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
 
+    def with_limits(self, limits: Mapping[str, float]) -> Budget:
+        """Return the budget in which those limits replace the ones given."""
+        return Budget(**{**self.given, **limits}, profile=self.profile, energy_set=self.energy_set)
 
-BUDGETS = tuple(field.name for field in fields(Budget) if field.name != "profile")
+    @property
+    def measured(self) -> dict[str, float]:
+        """The limits that only a run of the network can tell, by name."""
+        return {name: value for name, value in self.given.items() if name in MEASURED}
+
+
+BUDGETS = tuple(field.name for field in fields(Budget) if field.name not in ("profile", "energy_set"))
+# What follows from spikes: a plan predicts it, a run of the pruned network decides it.
+MEASURED = ("sops", "sops_per_step", "energy_pj")
 
 
 def parse_budget(texts: Iterable[str], profile: Profile | None = None) -> Budget:
@@ -89,4 +104,4 @@ def parse_budget(texts: Iterable[str], profile: Profile | None = None) -> Budget
             values[name] = float(number)
         except ValueError as error:
             raise BudgetError(f"budget: {text!r}: {number!r} is not a number; write it as 0.1 or 2e5") from error
-    return Budget(**values, profile=profile)
+    return Budget(**values, profile=profile, energy_set="")

@@ -71,7 +71,7 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
     reports: list[ModuleReport] = []
     shape: Shape | None = features
     dt: float | None = None
-    for path, module in _leaves(net, ""):
+    for path, module in leaves(net):
         kind = type(module).__name__
         try:
             _check_container(path, module)
@@ -107,7 +107,7 @@ def read_graph(
     modules: dict[str, tuple[str, torch.nn.Module]] = {}
     parameters: dict[str, str] = {}
     shape, neuron_dt = features, None
-    for path, module in _leaves(net, ""):
+    for path, module in leaves(net):
         _check_container(path, module)
         node = read_module(module, shape, where=path, dt=neuron_dt)
         if node is None:
@@ -179,12 +179,13 @@ def evaluation_mode(net: torch.nn.Module) -> Iterator[None]:
             tensor.requires_grad_(mode)
 
 
-def _leaves(container: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.nn.Module]]:
+def leaves(container: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield (path, module) of every module that is no container, in the order the network calls them."""
     for name, module in container._modules.items():
         assert module is not None
         path = f"{prefix}{name}"
         if type(module) in CONTAINERS and not _container_problem(module):
-            yield from _leaves(module, f"{path}.")
+            yield from leaves(module, f"{path}.")
         else:
             yield path, module
 

@@ -97,6 +97,8 @@ def compress(
     schedule: Schedule = "one-shot",
     readout: str = "mean",
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    structured: bool = False,
+    balance: str = "",
     resume: bool = False,
     progress: bool = False,
 ) -> Run:
@@ -115,11 +117,14 @@ def compress(
         to: Targets.
         train: Training function, see `slamp.retrain.Train`; None prunes without retraining.
         metric: Accuracy of a network, in [0, 1], asked about copies; by default the share of held-out labels met.
-        profile: Chip, by name or TOML file: what a memory budget means, and whose usage the result reports.
+        profile: Chip, by name or TOML file: what budgets of memory, cores and energy mean, whose limits of fan-in and
+            fan-out hold, and whose usage the result reports.
         seed: Decides all randomness.
         schedule: "one-shot" or "iterative".
         readout: How the output is read: "mean", "sum", "last" or "max" over time.
         options: Exporter options by target.
+        structured: Remove whole channels and neurons, so that shapes shrink; see `slamp.prune`.
+        balance: "fan_out" to keep as many weights for every source, see `slamp.make_masks`.
         resume: Go on where an interrupted run with the same inputs stopped.
         progress: Show progress bars.
 
@@ -149,14 +154,16 @@ def compress(
     if metric is None:
         _check_classes(dense, held_out)
     _try_export(dense, raster, to, options)
-    pruning = Pruning(budget, method, readout, schedule, train, seed, None, progress)
+    pruning = Pruning(budget, method, readout, schedule, train, seed, None, progress, balance, structured)
     before = account(dense, raster, held_out, _measured(metric, net), readout=readout)
     with _resumable(directory, dense, raster, pruning, resume=resume) as state:
         pruned = prune(net, raster, replace(pruning, directory=state))
         shipped = capture(pruned.net, raster.samples(0, CAPTURED_SAMPLES))
         folding = fold_batchnorm(shipped, raster.samples(0, CAPTURED_SAMPLES))
         shipped = folding.graph
-        after = account(shipped, raster, held_out, _measured(metric, pruned.net), readout=readout)
+        after = account(
+            shipped, raster, held_out, _measured(metric, pruned.net), readout=readout, weights=before.weights
+        )
         curve: Sequence[tuple[float, float]] = ()
         if held_out.labels is not None:
             curve = densities_curve(net, raster, held_out, method=method, readout=readout, seed=seed)
@@ -169,7 +176,7 @@ def compress(
                 provenance = {"seeds": {"compress": seed}, "profile": chip}
                 artifact = export(shipped, to=target, directory=temporary / target, provenance=provenance, **chosen)
                 verifications[target] = verify(artifact, shipped, held_out, progress=progress)
-            save_pruned(pruned.net, pruned.masks, temporary / PRUNED)
+            save_pruned(pruned.net, pruned.masks, temporary / PRUNED, pruned.channels)
             run = Run(
                 directory=temporary,
                 dense=dense,
@@ -265,6 +272,8 @@ def _resumable(
         "method": pruning.method,
         "readout": pruning.readout,
         "schedule": pruning.schedule,
+        "balance": pruning.balance,
+        "structured": pruning.structured,
         "seed": pruning.seed,
     }
     stamp = state / "identity.json"

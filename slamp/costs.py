@@ -79,6 +79,11 @@ class LayerCost:
     ranked: RankedTaps | None = None
     before: np.ndarray = field(default_factory=lambda: np.zeros(1))
 
+    def times(self, price: float) -> LayerCost:
+        """Return the same cost in another unit, ``price`` of which one unit of this is."""
+        taps = None if self.taps is None else self.taps * price
+        return LayerCost(self.size, self.mean * price, self.live, self.total * price, taps, self.ranked)
+
     def prefix(self, n: int) -> float:
         """Exact cost of the n largest weights."""
         if self.taps is None or self.ranked is None:

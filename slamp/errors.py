@@ -41,6 +41,10 @@ class ProfileError(SlampError, ValueError):
     """A hardware profile is missing or has a wrong entry; the message names file, line and key."""
 
 
+class MappingError(SlampError, ValueError):
+    """A network cannot be placed on the cores of a chip; the message says the smallest change that would help."""
+
+
 class MaskError(SlampError, ValueError):
     """Masks do not belong to the network they are applied to."""
 

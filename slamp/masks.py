@@ -16,14 +16,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from slamp.allocate import Plan
+from slamp.allocate import Plan, masks_of_plan
 from slamp.atomic import write_atomically
+from slamp.balance import check_balance
+from slamp.channels import Channels
 from slamp.errors import ArtifactError, MaskError
+from slamp.fans import within_fans
 from slamp.score import Scores
 
 MASKS_FORMAT = "slamp-masks-1"
 PRUNED_FORMAT = "slamp-pruned-1"
 PREFIX = "mask:"
+CHANNELS_PREFIX = "channels:"
 METADATA = "slamp"
 
 
@@ -85,24 +89,32 @@ class Masks:
         return digest.hexdigest()
 
 
-def make_masks(scores: Scores, plan: Plan) -> Masks:
+def make_masks(scores: Scores, plan: Plan, *, balance: str | None = None) -> Masks:
     """Keep exactly ``plan.keep[name]`` weights of every layer, the largest by score; of equals the lower flat index.
 
+    Args:
+        scores: What the plan was allocated from.
+        plan: Result of `slamp.allocate`; the limits of fan-in and fan-out of its chip hold.
+        balance: "fan_out" keeps as many weights for every source within a core's group of targets, at most as many as
+            planned: Loihi 1 pads every list of a group to the longest (22 to 30 % of the memory at 10 % density).
+            By default what the plan says.
+
     Raises:
-        MaskError: The plan was made from other scores.
+        MaskError: The plan was made from other scores, or the balance is unknown.
     """
     if plan.method != scores.method or dict(plan.sizes) != scores.sizes:
         raise MaskError(
             f"masks: the plan is for {plan.method} on layers {dict(plan.sizes)}, the scores are {scores.method} on "
             f"{scores.sizes}; allocate from these scores"
         )
-    arrays = {}
+    balance = plan.balance if balance is None else balance
+    check_balance(balance)
+    scores = within_fans(scores, plan.profile)
     for name, layer in scores.layers.items():
         n = plan.keep[name]
         if not 1 <= n <= layer.curve.live:
             raise MaskError(f"{name}: the plan keeps {n} weights, allowed are 1 to {layer.curve.live}; allocate again")
-        arrays[name] = scores.largest(name, n)
-    return Masks(arrays, scores.graph.parameters)
+    return Masks(masks_of_plan(scores, plan.keep, plan.profile, balance), scores.graph.parameters)
 
 
 def masked_copy(net: torch.nn.Module, masks: Masks) -> torch.nn.Module:
@@ -156,19 +168,38 @@ def load_masks(path: str | Path) -> Masks:
     return _read(Path(path))[1]
 
 
-def save_pruned(net: torch.nn.Module, masks: Masks, path: str | Path) -> None:
-    """Write a module's state dict and its masks (names prefixed "mask:") as one safetensors file, atomically.
+def load_channels(path: str | Path) -> Channels | None:
+    """Read which channels of the original network a file of `save_pruned` keeps; None if it says nothing of channels.
 
     Raises:
-        MaskError: The masks do not fit the module, or a masked weight is not zero.
+        ArtifactError: The file is missing, damaged, or holds no masks.
+    """
+    return _read(Path(path))[2]
+
+
+def save_pruned(net: torch.nn.Module, masks: Masks, path: str | Path, channels: Channels | None = None) -> None:
+    """Write a module's state dict and its masks (names prefixed "mask:") as one safetensors file, atomically.
+
+    Args:
+        net: The pruned module.
+        masks: Which of its weights stay.
+        path: The file; an existing one is replaced at once.
+        channels: Which channels of the original module are left in ``net`` (names prefixed "channels:" in the file),
+            so that `slamp.restore_pruned` can make the smaller module again.
+
+    Raises:
+        MaskError: The masks or the channels do not fit the module, or a masked weight is not zero.
     """
     for parameter, mask in masked_parameters(net, masks):
         revived = int(((parameter != 0) & ~mask).sum())
         if revived:
             name = next(name for name, other in net.named_parameters() if other is parameter)
             raise MaskError(f"{name}: {revived} masked weights are not zero; save masked_copy(net, masks)")
+    if channels is not None:
+        _check_shrunk(net, masks, channels)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
-    write_atomically(Path(path), save({**state, **_mask_tensors(masks)}, _metadata(masks, PRUNED_FORMAT)))
+    tensors = {**state, **_mask_tensors(masks), **_channel_tensors(channels)}
+    write_atomically(Path(path), save(tensors, _metadata(masks, PRUNED_FORMAT, channels)))
 
 
 def load_pruned(path: str | Path) -> tuple[dict[str, torch.Tensor], Masks]:
@@ -177,7 +208,7 @@ def load_pruned(path: str | Path) -> tuple[dict[str, torch.Tensor], Masks]:
     Raises:
         ArtifactError: The file is missing, damaged, or was not written by `save_pruned`.
     """
-    state, masks = _read(Path(path))
+    state, masks, _ = _read(Path(path))
     if not state:
         raise ArtifactError(f"{path}: holds masks but no weights; give a file written by save_pruned")
     return state, masks
@@ -187,13 +218,36 @@ def _mask_tensors(masks: Masks) -> dict[str, torch.Tensor]:
     return {f"{PREFIX}{name}": torch.tensor(array) for name, array in masks.items()}
 
 
-def _metadata(masks: Masks, kind: str) -> dict[str, str]:
+def _channel_tensors(channels: Channels | None) -> dict[str, torch.Tensor]:
+    arrays = {} if channels is None else channels.arrays
+    return {f"{CHANNELS_PREFIX}{name}": torch.tensor(array) for name, array in arrays.items()}
+
+
+def _check_shrunk(net: torch.nn.Module, masks: Masks, channels: Channels) -> None:
+    if odd := sorted(set(masks) ^ set(channels.arrays)):
+        raise MaskError(
+            f"{odd[0]}: the channels are of {list(channels.arrays)}, the masks of {list(masks)}; "
+            "give those of the same network"
+        )
+    for name, kept in channels.kept.items():
+        parameter = net.get_parameter(masks.parameters[name])
+        if parameter.shape[0] != kept:
+            raise MaskError(
+                f"{name}: the channels keep {kept} outputs, parameter {masks.parameters[name]} has "
+                f"{parameter.shape[0]}; save the module these channels were removed from"
+            )
+
+
+def _metadata(masks: Masks, kind: str, channels: Channels | None = None) -> dict[str, str]:
     # One entry: safetensors writes several in an order that changes from process to process.
     header = {"format": kind, "nodes": list(masks), "parameters": dict(masks.parameters)}
+    if channels is not None:
+        header["channels"] = list(channels.arrays)
     return {METADATA: json.dumps(header, sort_keys=True)}
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], Masks]:
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], Masks, Channels | None]:
+    """Return what a file holds: tensors of the module, masks, and channels if it names any."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
@@ -202,8 +256,11 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], Masks]:
             raise ArtifactError(
                 f"{path}: format is {metadata.get('format')!r}; allowed are {MASKS_FORMAT}, {PRUNED_FORMAT}"
             )
-        arrays = {name: tensors.pop(f"{PREFIX}{name}").numpy() for name in metadata["nodes"]}
-        return tensors, Masks(arrays, metadata["parameters"])
+        masks = Masks(
+            {name: tensors.pop(f"{PREFIX}{name}").numpy() for name in metadata["nodes"]}, metadata["parameters"]
+        )
+        stays = {name: tensors.pop(f"{CHANNELS_PREFIX}{name}").numpy() for name in metadata.get("channels", ())}
+        return tensors, masks, Channels(stays) if "channels" in metadata else None
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: there is no such file; write it with save_masks or save_pruned") from error
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:

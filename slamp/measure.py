@@ -31,7 +31,7 @@ class Accounts:
     """Cost and accuracy of one network.
 
     Attributes:
-        weights: Weights of all layers, zeros included.
+        weights: Weights of all layers of the network as it was, zeros included: what a density is a share of.
         synapses: Weights that are not zero.
         connections: Unrolled connections that are not zero.
         activity: Activity on the calibration sample, spikes exactly those of the reference.
@@ -59,8 +59,18 @@ def account(
     metric: float | None = None,
     *,
     readout: str = "mean",
+    weights: int | None = None,
 ) -> Accounts:
-    """Measure a graph on the calibration and the held-out sample; ``metric`` replaces the accuracy from labels."""
+    """Measure a graph on the calibration and the held-out sample.
+
+    Args:
+        graph: The network.
+        raster: Calibration sample.
+        held_out: Held-out sample.
+        metric: Replaces the accuracy from labels.
+        readout: How the output is read.
+        weights: Of the network as it was, if channels were removed from it.
+    """
     kept = {name: node.weight != 0 for name, node in graph.weighted.items()}
     unrolled = {
         name: round(weighted_sum(node, kept[name], connections(node, graph.shapes[graph.sources(name)[0]])))
@@ -70,7 +80,7 @@ def account(
     if metric is None and held_out.labels is not None:
         found = accuracy(graph, held_out, readout=readout)
     return Accounts(
-        weights=sum(mask.size for mask in kept.values()),
+        weights=weights or sum(mask.size for mask in kept.values()),
         synapses={name: int(np.count_nonzero(mask)) for name, mask in kept.items()},
         connections=unrolled,
         activity=calibrate(graph, raster.batches(BATCH), fold=False),

@@ -10,7 +10,8 @@ import numpy as np
 from slamp.encodings import SynapseLists, synapse_bits, synapse_lists
 from slamp.errors import BudgetError
 from slamp.graph import SpikingGraph
-from slamp.nodes import Shape, Weighted, frozen_array
+from slamp.nodes import frozen_array
+from slamp.placement import read_map
 from slamp.profile import Profile
 
 
@@ -24,9 +25,10 @@ def encoded_bits(lists: SynapseLists, profile: Profile) -> dict[str, float]:
     }
 
 
-def masked_lists(node: Weighted, input_shape: Shape, mask: np.ndarray) -> SynapseLists:
+def masked_lists(graph: SpikingGraph, name: str, mask: np.ndarray) -> SynapseLists:
     """Return the synapse lists a layer would have if exactly the weights under ``mask`` (bool) were not zero."""
-    return synapse_lists(replace(node, weight=frozen_array(mask)), input_shape)
+    node = replace(graph.weighted[name], weight=frozen_array(mask))
+    return synapse_lists(node, graph.shapes[graph.sources(name)[0]], read_map(graph, name))
 
 
 def layer_memory_bits(graph: SpikingGraph, name: str, mask: np.ndarray, profile: Profile) -> float:
@@ -35,7 +37,7 @@ def layer_memory_bits(graph: SpikingGraph, name: str, mask: np.ndarray, profile:
     Raises:
         BudgetError: How the chip stores such a layer is not known.
     """
-    lists = masked_lists(graph.weighted[name], graph.shapes[graph.sources(name)[0]], mask)
+    lists = masked_lists(graph, name, mask)
     bits = encoded_bits(lists, profile)
     if not bits:
         kind = type(graph.weighted[name]).__name__
@@ -44,6 +46,20 @@ def layer_memory_bits(graph: SpikingGraph, name: str, mask: np.ndarray, profile:
             "use density, synapses or sops"
         )
     return min(bits.values())
+
+
+def zeros_save_memory(graph: SpikingGraph, profile: Profile) -> bool:
+    """Whether any layer takes fewer bits on the chip once most of its weights are zero.
+
+    False where the encodings that are known store blocks, or none is known.
+    """
+    for name, node in graph.weighted.items():
+        alone = np.zeros(node.weight.shape, dtype=bool)
+        alone.reshape(-1)[0] = True
+        few, whole = (encoded_bits(masked_lists(graph, name, mask), profile) for mask in (alone, np.ones_like(alone)))
+        if few and min(few.values()) < min(whole.values()):
+            return True
+    return False
 
 
 def memory_bits(graph: SpikingGraph, masks: Mapping[str, np.ndarray], profile: Profile) -> float:

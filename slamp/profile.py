@@ -292,11 +292,11 @@ class Profile(_Table):
             raise ValueError(f"sources: {idle[0]!r} is named by no entry; drop it, or name it where it is used")
         return self
 
-    def budget(self, **limits: float) -> Budget:
+    def budget(self, *, energy_set: str = "", **limits: float) -> Budget:
         """Return a budget for this chip, such as ``profile.budget(memory_bits=1e6, sops=2e5)``; see `slamp.Budget`."""
         from slamp.budget import Budget  # which knows profiles itself
 
-        return Budget(**limits, profile=self)
+        return Budget(**limits, profile=self, energy_set=energy_set)
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """Yield (dotted key, figure) for every number."""

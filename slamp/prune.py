@@ -1,110 +1,35 @@
-"""Prune, recover and retrain until every budget holds in measured use."""
+"""`prune`: until every budget holds in measured use, by single weights or by whole channels."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import replace
 
-import numpy as np
 import torch
 
-from slamp.activity import Activity
-from slamp.allocate import Plan, allocate
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
 from slamp.capture import read_graph
-from slamp.checkpoint import Checkpoint
-from slamp.errors import ArtifactError, BudgetError
-from slamp.graph import SpikingGraph
-from slamp.masks import Masks, load_pruned, make_masks, masked_copy, save_pruned
-from slamp.memory import memory_bits
-from slamp.profile import Profile
+from slamp.measured import BATCH, exceeds, use_of
+from slamp.prune_channels import prune_channels
+from slamp.prune_weights import Pruned, Pruning, Round, Schedule, prune_weights
 from slamp.raster import SpikeRaster
-from slamp.recover import recover
-from slamp.retrain import Train, check_signature, retrain
-from slamp.score import Scores, resolve_method, score
-from slamp.spend import BATCH, SPENT, masks_of, measured_sops, merged, other_budgets_hold, stepped, trim
-from slamp.taps import dense_connections
+from slamp.score import resolve_method
+from slamp.spend import other_budgets_hold
 
-Schedule = Literal["one-shot", "iterative"]
-# Rounds aim a little above the budget, because the trim that ends them can only remove.
-AIM = 1.02
-MAX_ROUNDS = 4
-KEEP_PER_ROUND = 0.8
-
-
-@dataclass(frozen=True)
-class Round:
-    """One pass of allocation, recovery and retraining; SOPs are means per sample."""
-
-    sops_asked: float | None
-    sops_predicted: float | None
-    sops_measured: float
-    density: float
-
-
-@dataclass(frozen=True, eq=False)
-class Pruned:
-    """A pruned, recovered and retrained network.
-
-    Attributes:
-        net: The network; pruned weights are zero.
-        masks: Which weights stay.
-        plan: The last allocation.
-        rounds: What every round asked for and reached.
-        sops: SOPs per sample measured on the calibration sample by the reference, exactly.
-        shortfall: Why a binding SOP budget is spent to less than 98 percent; empty if it is spent.
-    """
-
-    net: torch.nn.Module
-    masks: Masks
-    plan: Plan
-    rounds: tuple[Round, ...]
-    sops: float
-    shortfall: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Pruning:
-    """How to prune: everything `prune` needs besides the network and the sample.
-
-    Attributes:
-        budget: Limits that must hold in the end.
-        method: Scoring method, or "auto".
-        readout: How the output is read over time: "mean", "sum", "last" or "max".
-        schedule: "one-shot", or "iterative": a fifth of what is left of what the budget counts goes per round.
-        train: The user's training function, or None to prune without retraining.
-        seed: Decides all randomness.
-        directory: Where finished rounds and training checkpoints are kept for resuming; None keeps nothing.
-        progress: Show progress.
-    """
-
-    budget: Budget
-    method: str = "auto"
-    readout: str = "mean"
-    schedule: Schedule = "one-shot"
-    train: Train | None = None
-    seed: int = 0
-    directory: Path | None = None
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        if self.schedule not in ("one-shot", "iterative"):
-            raise BudgetError(f"schedule: {self.schedule!r}; allowed are 'one-shot' and 'iterative'")
-        if self.train is not None:
-            check_signature(self.train)
+__all__ = ["Pruned", "Pruning", "Round", "Schedule", "prune"]
 
 
 def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned:
     """Prune ``net`` to a budget: scores from the dense network, rates restored, retrained, measured, trimmed.
 
-    A SOP budget is met in measured use: after each round the allocation is corrected by what was measured, a last trim
-    by bisection removes what is too much, and single weights are given back until the measured SOPs lie within
-    [0.98 B, B], wherever the SOP budget is the one that binds. Where single weights are too coarse for that,
-    ``shortfall`` says so.
+    Budgets of SOPs and of energy are met in measured use: after each round the allocation is corrected by what was
+    measured, a last trim by bisection removes what is too much, and single weights are given back until the measured
+    use lies within [0.98 B, B], wherever such a budget is the one that binds. Where single weights are too coarse for
+    that, ``shortfall`` says so.
+
+    With ``pruning.structured`` whole channels (or neurons) go, and the shapes shrink. On a chip where single zeros save
+    nothing, and without a chip, that is all; channels are coarse, so budgets may stay partly unspent. Where zeros pay,
+    channels go only as far as neurons and axons of the cores ask for it, and single weights do the rest.
 
     Args:
         net: The dense network; it is not changed.
@@ -115,194 +40,43 @@ def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned
         BudgetError: The budget cannot be met.
         SilentNetworkError: A layer of the dense network never fires.
     """
-    graph, _ = read_graph(net, raster.features, raster.dt)
-    dense = calibrate(graph, raster.batches(BATCH), progress=pruning.progress)
     pruning = replace(pruning, method=resolve_method(pruning.method, pruning.budget))
-    scores = _score(graph, dense, raster, pruning)
-    if pruning.schedule == "iterative":
-        pruned, plan, rounds = _iterative(net, raster, pruning, scores, dense)
-    else:
-        pruned, plan, rounds = _one_shot(net, raster, pruning, scores, dense, [], 1.0)
-    limit = pruning.budget.sops
-    sops = measured_sops(pruned, raster)
-    shortfall = ""
-    if limit is not None:
-        if sops > limit:
-            current, _ = read_graph(pruned, raster.features, raster.dt)
-            scores = _score(current, calibrate(current, raster.batches(BATCH)), raster, pruning)
-            pruned, plan = trim(pruned, scores, raster, pruning.budget, progress=pruning.progress)
-        elif sops < SPENT * limit and "sops" in plan.binding:
-            pruned = stepped(pruned, net, scores, raster, pruning.budget, progress=pruning.progress)
-        sops = measured_sops(pruned, raster)
-        if sops > limit:
-            raise BudgetError(
-                f"budget: sops {limit:g} is exceeded by {sops:g} measured after trimming; this is a defect"
-            )
-        if sops < SPENT * limit and "sops" in plan.binding:
-            shortfall = (
-                f"{sops / limit:.1%} of the SOP budget is spent: of the weights tried, every one more exceeds a budget"
-            )
-    masks = masks_of(pruned, raster)
-    if not other_budgets_hold(scores.graph, masks, pruning.budget):
-        raise BudgetError("budget: the pruned network exceeds a budget its plan kept to; this is a defect")
-    return Pruned(pruned, masks, plan, tuple(rounds), sops, shortfall)
+    if not pruning.structured:
+        return prune_weights(net, raster, pruning)
+    profile, directory = pruning.budget.profile, pruning.directory
+    zeros_follow = profile is not None and profile.sparsity.unstructured
+    first = replace(pruning, directory=None if directory is None else directory / "channels")
+    whole = prune_channels(net, raster, first, zeros_follow=zeros_follow)
+    if not zeros_follow:
+        return whole
+    budget = _of_smaller(pruning.budget, net, whole.net, raster)
+    second = replace(pruning, budget=budget, directory=None if directory is None else directory / "weights")
+    if _holds(whole, raster, budget):
+        return whole
+    rest = prune_weights(whole.net, raster, second)
+    binding = (*rest.plan.binding, *(name for name in whole.plan.binding if name not in rest.plan.binding))
+    plan = replace(rest.plan, binding=binding)
+    return replace(rest, channels=whole.channels, rounds=(*whole.rounds, *rest.rounds), plan=plan)
 
 
-def _one_shot(
-    net: torch.nn.Module,
-    raster: SpikeRaster,
-    pruning: Pruning,
-    scores: Scores,
-    dense: Activity,
-    rounds: list[Round],
-    effort: float,
-) -> tuple[torch.nn.Module, Plan, list[Round]]:
-    """Prune to the budget, and again with a corrected SOP budget until the measured one can be trimmed to it.
-
-    ``rounds`` are those that went before; the new ones are added.
-    """
-    limit = pruning.budget.sops
-    asked = limit
-    before = len(rounds)
-    current: torch.nn.Module | None = None
-    over: tuple[torch.nn.Module, Plan] | None = None  # the last that a trim can bring to the budget
-    while True:
-        budget = pruning.budget if asked is None else replace(pruning.budget, sops=asked)
-        try:
-            plan = allocate(scores, budget)
-        except BudgetError:
-            if current is None:
-                raise
-            break  # the correction asked for less than one weight per layer; trimming decides
-        masks = make_masks(scores, plan)
-        start = net if current is None else merged(net, current, masks)
-        share = effort if current is None else effort / 2
-        current = _recover_and_retrain(start, masks, raster, pruning, dense, len(rounds), share)
-        rounds.append(_round(current, raster, plan, asked))
-        if limit is None or _settled(rounds[before:], plan, limit):
-            break
-        predicted, measured = rounds[-1].sops_predicted, max(rounds[-1].sops_measured, 1.0)
-        assert predicted is not None
-        if measured >= limit:
-            over = (current, plan)
-        # Where weights are few, a correction may change nothing; each further one asks for more.
-        aim = AIM ** (len(rounds) - before)
-        asked = min(predicted * aim * limit / measured, scores.activity.sops if scores.activity else math.inf)
-    if limit is not None and over is not None and rounds[-1].sops_measured < SPENT * limit:
-        current, plan = over
-    return current, plan, rounds
+def _holds(pruned: Pruned, raster: SpikeRaster, budget: Budget) -> bool:
+    """Whether every budget holds as it is, so that no single weight has to go."""
+    graph, _ = read_graph(pruned.net, raster.features, raster.dt)
+    activity = calibrate(graph, raster.batches(BATCH), fold=False)
+    if exceeds(use_of(graph, activity, budget), budget):
+        return False
+    return other_budgets_hold(graph, activity, pruned.masks, budget)
 
 
-def _settled(rounds: list[Round], plan: Plan, limit: float) -> bool:
-    """True if trimming can finish the job, or more rounds would not change it."""
-    measured = rounds[-1].sops_measured
-    if len(rounds) == MAX_ROUNDS:
-        return True
-    if measured < SPENT * limit:
-        return "sops" not in plan.binding
-    return measured <= limit or (len(rounds) >= 2 and measured <= 1.05 * limit)
-
-
-def _iterative(
-    net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, scores: Scores, dense: Activity
-) -> tuple[torch.nn.Module, Plan, list[Round]]:
-    """Approach every budget by a fifth per round; the last round is a one-shot pruning from where the others led."""
-    totals = _dense_usage(scores, dense, pruning.budget.profile if pruning.budget.memory_bits else None)
-    count = _round_count(pruning.budget, totals)
-    effort = 1.0 / count
-    rounds: list[Round] = []
-    current = net
-    for index in range(count - 1):
-        plan = allocate(scores, _relaxed(pruning.budget, totals, KEEP_PER_ROUND ** (index + 1)))
-        current = _recover_and_retrain(current, make_masks(scores, plan), raster, pruning, dense, index, effort)
-        rounds.append(_round(current, raster, plan, None))
-        graph, _ = read_graph(current, raster.features, raster.dt)
-        scores = _score(graph, calibrate(graph, raster.batches(BATCH)), raster, pruning)
-    return _one_shot(current, raster, pruning, scores, dense, rounds, effort)
-
-
-def _dense_usage(scores: Scores, dense: Activity, profile: Profile | None) -> dict[str, float]:
-    graph = scores.graph
-    synapses = sum(
-        dense_connections(node, graph.shapes[graph.sources(name)[0]]) for name, node in graph.weighted.items()
+def _of_smaller(budget: Budget, net: torch.nn.Module, small: torch.nn.Module, raster: SpikeRaster) -> Budget:
+    """Return the budget with a density, which is a share of the whole network, as a share of the smaller one."""
+    if budget.density is None and budget.sparsity is None:
+        return budget
+    total, left = (
+        sum(node.weight.size for node in read_graph(each, raster.features, raster.dt)[0].weighted.values())
+        for each in (net, small)
     )
-    totals = {"density": 1.0, "sparsity": 1.0, "synapses": float(synapses), "sops": dense.sops}
-    if profile is not None:
-        totals["memory_bits"] = memory_bits(graph, {n: node.weight != 0 for n, node in graph.weighted.items()}, profile)
-    return totals
-
-
-def _kept_shares(budget: Budget, totals: Mapping[str, float]) -> dict[str, float]:
-    """Share of the dense network's usage that every budget leaves."""
-    return {
-        name: 1.0 - value if name == "sparsity" else value / totals[name]
-        for name, value in budget.given.items()
-        if totals[name] > 0
-    }
-
-
-def _round_count(budget: Budget, totals: Mapping[str, float]) -> int:
-    least = min(_kept_shares(budget, totals).values(), default=1.0)
-    return max(1, math.ceil(math.log(least) / math.log(KEEP_PER_ROUND) - 1e-9))
-
-
-def _relaxed(budget: Budget, totals: Mapping[str, float], share: float) -> Budget:
-    """Return the budget, but no limit below ``share`` of the dense network's usage.
-
-    SOPs end where the spikes end, a little off the plan; a fifth is left to the last round, which corrects for it.
-    """
-    kept = _kept_shares(budget, totals)
-    if "sops" in kept:
-        kept["sops"] = min(1.0, kept["sops"] / KEEP_PER_ROUND)
-    kept = {name: max(share, least) for name, least in kept.items()}
-    limits = {name: 1.0 - value if name == "sparsity" else value * totals[name] for name, value in kept.items()}
-    return Budget(**{**budget.given, **limits}, profile=budget.profile)
-
-
-def _recover_and_retrain(
-    start: torch.nn.Module,
-    masks: Masks,
-    raster: SpikeRaster,
-    pruning: Pruning,
-    dense: Activity,
-    index: int,
-    effort: float,
-) -> torch.nn.Module:
-    finished = None if pruning.directory is None else pruning.directory / f"round-{index}.safetensors"
-    if finished is not None and finished.exists():
-        state, stored = load_pruned(finished)
-        if stored.hash != masks.hash:
-            raise ArtifactError(f"{finished}: belongs to another run; delete it, or run without --resume")
-        resumed = masked_copy(start, masks)
-        resumed.load_state_dict(state)
-        return resumed
-    per: Literal["layer", "neuron"] = "neuron" if pruning.train is None else "layer"
-    result = recover(start, masks, raster, per=per, targets=dense, progress=pruning.progress)
-    if pruning.train is not None:
-        # The name says what is trained: a checkpoint left by a run with other masks is not taken for this one's.
-        kept = f"train-{index}-{masks.hash[:12]}.pt"
-        checkpoint = Checkpoint(None if pruning.directory is None else pruning.directory / kept)
-        result = retrain(
-            result,
-            masks,
-            pruning.train,
-            effort=effort,
-            generator=np.random.default_rng([pruning.seed, index]),
-            checkpoint=checkpoint,
-            progress=pruning.progress,
-        )
-        if finished is not None:
-            save_pruned(result, masks, finished)
-            checkpoint.clear()
-    return result
-
-
-def _score(graph: SpikingGraph, activity: Activity, raster: SpikeRaster, pruning: Pruning) -> Scores:
-    generator = np.random.default_rng([pruning.seed, 1 << 16])
-    return score(graph, activity, pruning.method, readout=pruning.readout, raster=raster, generator=generator)
-
-
-def _round(net: torch.nn.Module, raster: SpikeRaster, plan: Plan, asked: float | None) -> Round:
-    measured = measured_sops(net, raster)
-    predicted = plan.usage["sops"][0] if "sops" in plan.usage else None
-    return Round(asked, predicted, measured, plan.density)
+    share = budget.density if budget.density is not None else 1 - float(budget.sparsity or 0.0)
+    given = {name: value for name, value in budget.given.items() if name not in ("density", "sparsity")}
+    given["density"] = min(1.0, share * total / left)
+    return Budget(**given, profile=budget.profile, energy_set=budget.energy_set)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -43,6 +43,7 @@ class LayerScores:
         minimum: Weights that stay in any case.
         gain: Factor on ``|w|`` per tap, float32, shape (groups, 1, taps), or None.
         seed: Of the random keys, or None.
+        allowed: Which weights may be kept at all, bool, flat, or None for all (see `slamp.fans`).
     """
 
     ranked: RankedKeys
@@ -51,6 +52,7 @@ class LayerScores:
     minimum: int
     gain: np.ndarray | None = None
     seed: tuple[int, int] | None = None
+    allowed: np.ndarray | None = None
 
     @property
     def size(self) -> int:
@@ -116,7 +118,10 @@ class Scores:
     def keys(self, name: str) -> np.ndarray:
         """Return the keys of one layer in the order of its weights, float32, shape (size,), made when asked for."""
         layer = self.layers[name]
-        return _keys(self.graph.weighted[name], layer.gain, layer.seed)
+        keys = _keys(self.graph.weighted[name], layer.gain, layer.seed)
+        if layer.allowed is not None:
+            keys *= layer.allowed
+        return keys
 
 
 def score(
@@ -134,7 +139,7 @@ def score(
     Args:
         graph: The network.
         activity: What `calibrate` measured on it; methods without data need it only for a later SOP budget.
-        method: One of `METHODS`, or "auto": "slamp" for a budget that limits SOPs, else "slamp-activity".
+        method: One of `METHODS`, or "auto": "slamp" for a budget that limits SOPs or energy, else "slamp-activity".
         readout: How the output is read over time, "mean", "sum", "last" or "max".
         raster: Samples, for "slamp-measured".
         generator: Source of the keys of "random".
@@ -161,10 +166,10 @@ def score(
 
 
 def resolve_method(method: str, budget: Budget) -> str:
-    """Return the method "auto" stands for under a budget: "slamp" if it limits SOPs, else "slamp-activity"."""
+    """Return the method "auto" stands for: "slamp" where a budget limits SOPs or energy, else "slamp-activity"."""
     if method != "auto":
         return method
-    return "slamp" if budget.sops is not None else "slamp-activity"
+    return "slamp" if budget.measured else "slamp-activity"
 
 
 def _check(
@@ -242,7 +247,7 @@ def _sorted_layer(
         raise ScoreError(f"{name}: all {keys.size} weights are zero, so none can be kept; train the network first")
     ranked = RankedKeys(keys)
     ranked.top(1)
-    return name, LayerScores(ranked, _curve(node, ranked, method, factors[name]), factors[name], 1, gain, seeds)
+    return name, LayerScores(ranked, curve_of(node, ranked, method, factors[name]), factors[name], 1, gain, seeds)
 
 
 def _keys(node: Weighted, gain: np.ndarray | None, seed: tuple[int, int] | None) -> np.ndarray:
@@ -257,7 +262,8 @@ def _keys(node: Weighted, gain: np.ndarray | None, seed: tuple[int, int] | None)
     return keys
 
 
-def _curve(node: Weighted, ranked: RankedKeys, method: str, factor: float) -> Curve:
+def curve_of(node: Weighted, ranked: RankedKeys, method: str, factor: float) -> Curve:
+    """Return the score curve of a layer under a method."""
     if method in ("global-magnitude", "random"):
         return MagnitudeCurve(ranked)
     if method in ("uniform", "uniform-plus"):
@@ -279,4 +285,4 @@ def _with_minimum(graph: SpikingGraph, name: str, layer: LayerScores, method: st
         minimum = min(layer.curve.live, round(LAST_LAYER_SHARE * layer.size))
     else:
         minimum = 1
-    return LayerScores(layer.ranked, layer.curve, layer.factor, max(minimum, 1), layer.gain, layer.seed)
+    return replace(layer, minimum=max(minimum, 1))

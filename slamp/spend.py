@@ -1,52 +1,47 @@
-"""Meet a SOP budget in measured use: remove weights by bisection, then move single ones."""
+"""Meet budgets in measured use: remove weights by bisection, then move single ones."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import torch
 
-from slamp.allocate import Plan, allocate
+from slamp.activity import Activity
+from slamp.allocate import Plan, allocate, masked_graph
 from slamp.budget import Budget
-from slamp.calibrate import calibrate
 from slamp.capture import read_graph
-from slamp.errors import BudgetError
+from slamp.energy import on_host
+from slamp.errors import BudgetError, MappingError
+from slamp.fans import fans_hold
 from slamp.graph import SpikingGraph
+from slamp.mapping import cores_taken
 from slamp.masks import Masks, make_masks, masked_copy
+from slamp.measured import exceeds, measured_use, spent
 from slamp.memory import memory_bits
 from slamp.progress import ticker
 from slamp.raster import SpikeRaster
 from slamp.score import Scores
 from slamp.taps import connections, weighted_sum
 
-# A SOP budget counts as spent when measured use lies between this share of it and all of it.
+# A measured budget counts as spent when its use lies between this share of it and all of it.
 SPENT = 0.98
 TRIMS = 16
 # Trials of moving single weights, and how many of them are moved at once at most.
 STEPS = 96
 STEP_WEIGHTS = 64
-BATCH = 128
-
-
-def measured_sops(net: torch.nn.Module, raster: SpikeRaster) -> float:
-    """SOPs per sample of a network, counted exactly on the reference's spikes."""
-    graph, _ = read_graph(net, raster.features, raster.dt)
-    return calibrate(graph, raster.batches(BATCH), fold=False).sops
 
 
 def trim(
     net: torch.nn.Module, scores: Scores, raster: SpikeRaster, budget: Budget, *, progress: bool = False
 ) -> tuple[torch.nn.Module, Plan]:
-    """Remove the least important weights until measured SOPs lie within [0.98 B, B], or as near below as they come.
+    """Remove the least important weights until measured use lies within [0.98 B, B], or as near below as it comes.
 
-    The bisection sees only what thresholds can give; where that jumps over the window, single weights decide.
+    Of several measured budgets the one that is used most counts. The bisection sees only what thresholds can give;
+    where that jumps over the window, single weights decide.
     """
-    limit = budget.sops
-    assert limit is not None
-    measured = measured_sops(net, raster)
+    limits = budget.measured
+    measured = spent(measured_use(net, raster, budget), budget)
     low, high = 0.0, measured
-    asked = limit * (SPENT + 1) / 2
+    asked = (SPENT + 1) / 2
     below: tuple[float, torch.nn.Module, Plan] | None = None
     above: tuple[float, torch.nn.Module] = (measured, net)
     found = measured
@@ -54,27 +49,29 @@ def trim(
         for _ in range(TRIMS):
             advance(1)
             try:
-                plan = allocate(scores, replace(budget, sops=asked))
+                plan = allocate(scores, budget.with_limits({name: asked * limit for name, limit in limits.items()}))
             except BudgetError:  # below one weight per layer
                 low, asked = asked, (asked + high) / 2
                 continue
             trimmed = masked_copy(net, make_masks(scores, plan))
-            found = measured_sops(trimmed, raster)
-            if found <= limit and (below is None or found > below[0]):
+            use = measured_use(trimmed, raster, budget)
+            found, over = spent(use, budget), exceeds(use, budget)
+            if not over and (below is None or found > below[0]):
                 below = (found, trimmed, plan)
-            if limit < found < above[0]:
+            if over and found < above[0]:
                 above = (found, trimmed)
-            if SPENT * limit <= found <= limit:
+            if found >= SPENT and not over:
                 return trimmed, plan
-            low, high = (asked, high) if found <= limit else (low, asked)
+            low, high = (low, asked) if over else (asked, high)
             asked = (low + high) / 2
     if below is None:
+        named = ", ".join(f"{name} {limit:g}" for name, limit in limits.items())
         raise BudgetError(
-            f"budget: sops {limit:g} cannot be reached by trimming; the last trial used {found:g}; "
+            f"budget: {named} cannot be reached by trimming; the last trial used {found:.3g} times that; "
             "ask for at least that"
         )
     result = stepped(above[1], net, scores, raster, budget, progress=progress)
-    if measured_sops(result, raster) > limit:
+    if exceeds(measured_use(result, raster, budget), budget):
         result = stepped(below[1], net, scores, raster, budget, progress=progress)
     return result, below[2]
 
@@ -88,35 +85,32 @@ def stepped(
     *,
     progress: bool = False,
 ) -> torch.nn.Module:
-    """Move single weights until measured SOPs lie within [0.98 B, B]; stay on the side of ``net`` until then.
+    """Move single weights until measured use lies within [0.98 B, B]; stay on the side of ``net`` until then.
 
     Below, the most important weights it lacks come back with the donor's values; above, the least important ones go. A
     few at a time, fewer where that leaves the window on the other side or exceeds another budget. A single weight that
     does is passed over and its layer put last: early layers change the spikes of all that follow. At most a tenth of
-    the weights move: where removing them does not bring SOPs down, more of it would only do harm.
+    the weights move: where removing them does not bring the use down, more of it would only do harm.
     """
-    limit = budget.sops
-    assert limit is not None
-    least = SPENT * limit
-    masks, used, size = masks_of(net, raster), measured_sops(net, raster), 1
-    adding = used < least
+    masks, use, size = masks_of(net, raster), measured_use(net, raster, budget), 1
+    adding = spent(use, budget) < SPENT
     waiting = _by_worth(scores, masks, adding=adding)
     allowance = max(STEP_WEIGHTS, sum(int(np.count_nonzero(mask)) for _, mask in masks.items()) // 10)
     with ticker("moving single weights", STEPS, shown=progress, unit="trials") as advance:
         for _ in range(STEPS):
             advance(1)
             chosen = waiting[: min(size, allowance)]
-            if least <= used <= limit or not chosen:
+            if (spent(use, budget) >= SPENT and not exceeds(use, budget)) or not chosen:
                 break
             arrays = {name: np.array(mask) for name, mask in masks.items()}
             for name, index in chosen:
                 arrays[name].reshape(-1)[index] = adding
             moved = Masks(arrays, masks.parameters)
             trial = merged(donor, net, moved)
-            found = measured_sops(trial, raster)
-            stays = found <= limit if adding else found >= least
-            if stays and other_budgets_hold(scores.graph, moved, budget):
-                net, masks, used = trial, moved, found
+            found = measured_use(trial, raster, budget)
+            stays = not exceeds(found, budget) if adding else spent(found, budget) >= SPENT
+            if stays and other_budgets_hold(scores.graph, scores.activity, moved, budget):
+                net, masks, use = trial, moved, found
                 waiting = waiting[len(chosen) :]
                 allowance -= len(chosen)
                 size = min(2 * size, STEP_WEIGHTS)
@@ -161,8 +155,12 @@ def _by_worth(scores: Scores, masks: Masks, *, adding: bool) -> list[tuple[str, 
     return [(names[position], int(flat[position])) for position in order]
 
 
-def other_budgets_hold(graph: SpikingGraph, masks: Masks, budget: Budget) -> bool:
-    """Whether the masks keep to every budget but SOPs."""
+def other_budgets_hold(graph: SpikingGraph, activity: Activity | None, masks: Masks, budget: Budget) -> bool:
+    """Whether the masks keep to every budget but the measured ones, and to the chip's limits of fan-in and fan-out.
+
+    The activity says only which layers have analog input and stay on the host.
+    """
+    profile = budget.profile
     total = sum(array.size for _, array in masks.items())
     count = sum(int(np.count_nonzero(array)) for _, array in masks.items())
     if budget.density is not None and count / total > budget.density:
@@ -176,9 +174,22 @@ def other_budgets_hold(graph: SpikingGraph, masks: Masks, budget: Budget) -> boo
         )
         if used > budget.synapses:
             return False
-    if budget.memory_bits is None or budget.profile is None:
+    if not fans_hold(graph, masks.arrays, profile):
+        return False
+    limit = budget.memory_bits
+    if limit is not None and profile is not None and memory_bits(graph, masks.arrays, profile) > limit:
+        return False
+    return _cores_hold(graph, activity, masks, budget)
+
+
+def _cores_hold(graph: SpikingGraph, activity: Activity | None, masks: Masks, budget: Budget) -> bool:
+    if budget.cores is None or budget.profile is None:
         return True
-    return memory_bits(graph, masks.arrays, budget.profile) <= budget.memory_bits
+    host = frozenset() if activity is None else on_host(graph, budget.profile, activity)
+    try:
+        return cores_taken(masked_graph(graph, masks.arrays), budget.profile, host) <= budget.cores
+    except MappingError:
+        return False
 
 
 def masks_of(net: torch.nn.Module, raster: SpikeRaster) -> Masks:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from slamp.atomic import write_atomically
+from slamp.energy import on_host
 from slamp.errors import MissingDependencyError
 from slamp.manifest import versions
+from slamp.mapping import cores_taken
 from slamp.measure import Accounts
+from slamp.measured import use_of
 from slamp.memory import memory_bits
 from slamp.raster import SpikeRaster
 from slamp.report import (
@@ -44,6 +47,8 @@ def run_summary(run: Run, pruning: Pruning) -> dict[str, Any]:
         "format": FORMAT,
         "method": run.pruned.plan.method,
         "schedule": pruning.schedule,
+        "structured": pruning.structured,
+        "balance": pruning.balance,
         "seed": pruning.seed,
         "graph_hash": run.shipped.hash,
         "mask_hash": run.pruned.masks.hash,
@@ -55,6 +60,7 @@ def run_summary(run: Run, pruning: Pruning) -> dict[str, Any]:
         if pruning.budget.profile is None
         else usage(run.shipped, pruning.budget.profile, run.after.activity).to_json(),
         "shortfall": run.pruned.shortfall,
+        "advice": _advice(pruning),
         "rounds": [vars(entry) for entry in run.pruned.rounds],
         "curve": [list(point) for point in run.curve],
         "folding": folding and {"nodes": list(folding.folded), "cells": folding.cells, "differing": folding.differing},
@@ -136,10 +142,13 @@ def _layers(run: Run) -> list[dict[str, Any]]:
     for name, node in run.shipped.weighted.items():
         neuron = _driven(run, name)
         old, new = run.before.activity.layers[name], run.after.activity.layers[name]
+        whole = run.dense.weighted[name].weight
         rows.append(
             {
                 "layer": name,
-                "weights": int(node.weight.size),
+                "weights": int(whole.size),
+                "outputs_before": len(whole),
+                "outputs_after": len(node.weight),
                 "kept": run.after.synapses[name],
                 "connections": run.after.connections[name],
                 "from_spikes": new.from_spikes,
@@ -170,10 +179,14 @@ def _budgets(run: Run, pruning: Pruning) -> list[dict[str, Any]]:
         "density": run.after.density,
         "sparsity": 1 - run.after.density,
         "synapses": float(sum(run.after.connections.values())),
-        "sops": run.after.activity.sops,
+        **use_of(run.shipped, run.after.activity, pruning.budget),
     }
-    if pruning.budget.memory_bits is not None and pruning.budget.profile is not None:
-        used["memory_bits"] = memory_bits(run.shipped, run.pruned.masks.arrays, pruning.budget.profile)
+    profile = pruning.budget.profile
+    if pruning.budget.memory_bits is not None and profile is not None:
+        used["memory_bits"] = memory_bits(run.shipped, run.pruned.masks.arrays, profile)
+    if pruning.budget.cores is not None and profile is not None:
+        host = on_host(run.shipped, profile, run.after.activity)
+        used["cores"] = float(cores_taken(run.shipped, profile, host))
     return [
         {
             "name": name,
@@ -184,6 +197,17 @@ def _budgets(run: Run, pruning: Pruning) -> list[dict[str, Any]]:
         }
         for name, limit in pruning.budget.given.items()
     ]
+
+
+def _advice(pruning: Pruning) -> str:
+    """What the chip says about single zeros, where it was not asked for."""
+    profile = pruning.budget.profile
+    if profile is None or profile.sparsity.unstructured or pruning.structured:
+        return ""
+    return (
+        f"single zeros save nothing on {profile.name}: {profile.sparsity.reason.rstrip('.')}; "
+        "--structured (structured=True) removes whole channels"
+    )
 
 
 def _curve(run: Run) -> tuple[CurvePoint, ...]:
@@ -227,4 +251,7 @@ def _notes(run: Run) -> tuple[tuple[str, str], ...]:
         )
     if run.pruned.shortfall:
         notes.append(("SOP budget", run.pruned.shortfall))
+    if run.pruned.channels is not None and not run.pruned.channels.whole:
+        kept = {name: f"{left} of {run.pruned.channels[name].size}" for name, left in run.pruned.channels.kept.items()}
+        notes.append(("Channels", "Outputs that stay: " + ", ".join(f"{name}: {text}" for name, text in kept.items())))
     return tuple(notes)

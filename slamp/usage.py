@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,11 +11,15 @@ import numpy as np
 
 from slamp.activity import Activity
 from slamp.encodings import synapse_lists
-from slamp.errors import ProfileError
+from slamp.energy import ChipCounts, chip_counts, on_host, priced
+from slamp.errors import MappingError, ProfileError
+from slamp.fans import behind_neurons
 from slamp.graph import SpikingGraph
+from slamp.kernel_limits import kernel_limits
+from slamp.mapping import CoreMap, core_map_from_json, place, placeable, too_many_cores
 from slamp.memory import encoded_bits, masked_lists
-from slamp.nodes import NEURON, SPIKING, Shape, Weighted
-from slamp.placement import kernel_cores
+from slamp.nodes import NEURON, SPIKING, Weighted
+from slamp.placement import read_map
 from slamp.profile import Energy, Figure, Profile
 from slamp.taps import connections, fan_out, weighted_sum
 
@@ -33,6 +37,7 @@ class UsageRow:
         status: Of the limit, or of the price behind ``used``; "counted" if neither is involved.
         source: Names of its sources; `Usage.sources` cites them.
         note: Explanation.
+        infeasible: True if no amount of the resource would do; ``note`` says why.
     """
 
     resource: str
@@ -41,11 +46,12 @@ class UsageRow:
     status: str = "counted"
     source: str = ""
     note: str = ""
+    infeasible: bool = False
 
     @property
     def fits(self) -> bool:
         """False if more is used than there is."""
-        return self.used is None or self.limit is None or self.used <= self.limit
+        return not self.infeasible and (self.used is None or self.limit is None or self.used <= self.limit)
 
     @property
     def share(self) -> float | None:
@@ -86,6 +92,8 @@ class Usage:
         layers: By weighted node.
         unsupported: What the chip cannot run, one sentence each.
         sources: Citation of every source that a row names.
+        host: Nodes that stay on the host, because their input is analog; they take nothing of the chip.
+        mapping: What sits on which core; None if the chip's rule places nothing, or nothing fits.
     """
 
     profile: str
@@ -94,6 +102,8 @@ class Usage:
     layers: Mapping[str, LayerUsage]
     unsupported: tuple[str, ...]
     sources: Mapping[str, str]
+    host: tuple[str, ...] = ()
+    mapping: CoreMap | None = None
 
     @property
     def fits(self) -> bool:
@@ -116,6 +126,8 @@ class Usage:
             "layers": {name: {**asdict(layer), "bits": dict(layer.bits)} for name, layer in self.layers.items()},
             "unsupported": list(self.unsupported),
             "sources": dict(self.sources),
+            "host": list(self.host),
+            "mapping": None if self.mapping is None else self.mapping.to_json(),
         }
 
     def __getitem__(self, resource: str) -> UsageRow:
@@ -130,14 +142,25 @@ def usage_from_json(found: Mapping[str, Any]) -> Usage:
     """Return the usage that `Usage.to_json` made plain."""
     rows = tuple(UsageRow(**{key: value for key, value in row.items() if key != "fits"}) for row in found["rows"])
     layers = {name: LayerUsage(**layer) for name, layer in found["layers"].items()}
-    return Usage(found["profile"], found["route"], rows, layers, tuple(found["unsupported"]), found["sources"])
+    mapping = None if found["mapping"] is None else core_map_from_json(found["mapping"])
+    return Usage(
+        found["profile"],
+        found["route"],
+        rows,
+        layers,
+        tuple(found["unsupported"]),
+        found["sources"],
+        tuple(found["host"]),
+        mapping,
+    )
 
 
 def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
     """Count what a network takes of a chip.
 
-    SOPs, spikes and energy are means per sample, measured. Cores are a lower bound: layer by layer, the resource that
-    needs most cores; routing can only raise it. An energy total is given only if every counted term has a price.
+    SOPs, spikes and energy are means per sample, measured. Cores are those of `slamp.mapping`, where the chip's rule
+    is one it knows, else a lower bound: layer by layer, the resource that needs most cores. An energy total is given
+    only if every counted term has a price. Layers with analog input stay on the host, unless the chip prices MACs.
 
     Args:
         graph: The network, as it ships.
@@ -152,22 +175,44 @@ def usage(graph: SpikingGraph, profile: Profile, activity: Activity) -> Usage:
             f"usage: the activity was measured on graph {activity.graph_hash[:12]}, this is {graph.hash[:12]}; "
             "calibrate this graph"
         )
-    layers = {name: _layer(graph, name, node, profile) for name, node in graph.weighted.items()}
+    host = on_host(graph, profile, activity)
+    layers = {name: _layer(graph, name, node, profile) for name, node in graph.weighted.items() if name not in host}
+    mapping, why = _mapping(graph, profile, host)
+    counts = chip_counts(graph, activity, host)
     rows = [
         *_synapses(graph, layers, profile),
-        *_neurons(graph, profile),
-        *_cores(graph, layers, profile),
-        *_operations(graph, activity),
+        *_neurons(graph, profile, host),
+        *_cores(graph, layers, profile, mapping, why),
+        *_map_sides(graph, profile),
+        *_operations(counts, activity),
     ]
-    rows += [_energy(name, energy, rows, profile) for name, energy in profile.energy.items()]
+    rows += [_energy(name, energy, counts) for name, energy in profile.energy.items()]
     named = {name for row in rows for name in row.source.split("; ") if name}
-    cited = {name: source.cite for name, source in profile.sources.items() if name in named}
-    return Usage(profile.name, profile.route, tuple(rows), layers, tuple(_unsupported(graph, profile)), cited)
+    return Usage(
+        profile=profile.name,
+        route=profile.route,
+        rows=tuple(rows),
+        layers=layers,
+        unsupported=tuple(_unsupported(graph, profile)),
+        sources={name: source.cite for name, source in profile.sources.items() if name in named},
+        host=tuple(name for name in graph.nodes if name in host),
+        mapping=mapping,
+    )
+
+
+def _mapping(graph: SpikingGraph, profile: Profile, host: frozenset[str]) -> tuple[CoreMap | None, str]:
+    """Place the network; say why where nothing can be placed, and nothing where the chip has no rule for it."""
+    if not placeable(profile):
+        return None, ""
+    try:
+        return place(graph, profile, host=host), ""
+    except MappingError as error:
+        return None, str(error)
 
 
 def _layer(graph: SpikingGraph, name: str, node: Weighted, profile: Profile) -> LayerUsage:
     shape = graph.shapes[graph.sources(name)[0]]
-    lists = synapse_lists(node, shape)
+    lists = synapse_lists(node, shape, read_map(graph, name))
     bits = encoded_bits(lists, profile)
     unrolled = weighted_sum(node, node.weight != 0, connections(node, shape))
     return LayerUsage(
@@ -176,17 +221,17 @@ def _layer(graph: SpikingGraph, name: str, node: Weighted, profile: Profile) -> 
         connections=round(unrolled),
         bits=bits,
         encoding=min(bits, key=lambda encoding: bits[encoding]) if bits else "",
-        pays_below=_pays_below(node, shape, profile),
+        pays_below=_pays_below(graph, name, profile),
     )
 
 
-def _pays_below(node: Weighted, shape: Shape, profile: Profile) -> float | None:
+def _pays_below(graph: SpikingGraph, name: str, profile: Profile) -> float | None:
     """Search the density at which random zeros begin to save bits, in steps of a hundredth."""
     generator = np.random.default_rng(0)
-    order = generator.random(node.weight.shape)
+    order = generator.random(graph.weighted[name].weight.shape)
 
     def least(density: float) -> float:
-        return min(encoded_bits(masked_lists(node, shape, order < density), profile).values(), default=math.inf)
+        return min(encoded_bits(masked_lists(graph, name, order < density), profile).values(), default=math.inf)
 
     full = least(1.0)
     if not math.isfinite(full) or least(DENSITIES[-1]) >= full:
@@ -209,35 +254,29 @@ def _synapses(graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile: Pr
     else:
         bits = sum(layer.bits[layer.encoding] for layer in layers.values())
         yield _row(profile, "synaptic memory, bits", bits, limits.synapse_bits_per_core, times=limits.cores_per_chip)
-    fan_in, reached, mean = _fans(graph)
+    fan_in, reached, mean = _fans(graph, layers)
     yield _row(profile, "largest fan-in", fan_in, limits.fan_in)
     yield _row(profile, "largest fan-out of a neuron", reached, limits.fan_out)
     yield _row(profile, "mean fan-out of a neuron", mean, limits.fan_out_mean)
 
 
-def _fans(graph: SpikingGraph) -> tuple[float, float, float]:
+def _fans(graph: SpikingGraph, layers: Collection[str]) -> tuple[float, float, float]:
     """Largest number of synapses into a neuron and out of one, and the mean out of one, unrolled, inputs left out."""
     fan_in, outs = 0.0, [np.zeros(1)]
-    for name, node in graph.weighted.items():
-        shape = graph.shapes[graph.sources(name)[0]]
+    for name in layers:
+        node, shape = graph.weighted[name], graph.shapes[graph.sources(name)[0]]
         per_output = (node.weight != 0).reshape(node.weight.shape[0], -1).sum(1)
         fan_in = max(fan_in, float(per_output.max()))
-        if _behind_neurons(graph, name):
+        if behind_neurons(graph, name):
             outs.append(fan_out(node, shape, node.weight != 0).reshape(-1))
     reached = np.concatenate(outs)
     return fan_in, float(reached.max()), float(reached[1:].mean()) if len(outs) > 1 else 0.0
 
 
-def _behind_neurons(graph: SpikingGraph, name: str) -> bool:
-    """True if what a layer reads comes from neurons, not from the input."""
-    return any(
-        isinstance(graph.nodes[source], NEURON) or _behind_neurons(graph, source) for source in graph.sources(name)
-    )
-
-
-def _neurons(graph: SpikingGraph, profile: Profile) -> Iterator[UsageRow]:
+def _neurons(graph: SpikingGraph, profile: Profile, host: Collection[str]) -> Iterator[UsageRow]:
     limits = profile.limits
-    count = sum(math.prod(graph.shapes[name]) for name, node in graph.nodes.items() if isinstance(node, NEURON))
+    on_chip = [name for name, node in graph.nodes.items() if isinstance(node, NEURON) and name not in host]
+    count = sum(math.prod(graph.shapes[name]) for name in on_chip)
     if limits.neurons_per_chip is not None:
         yield _row(profile, "neurons", count, limits.neurons_per_chip)
     else:
@@ -246,9 +285,14 @@ def _neurons(graph: SpikingGraph, profile: Profile) -> Iterator[UsageRow]:
     yield _row(profile, "output neurons", math.prod(graph.shapes[graph.output]), limits.output_neurons)
 
 
-def _cores(graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile: Profile) -> Iterator[UsageRow]:
-    if profile.mapping.rule == "one layer per core":
-        yield _kernel_cores_row(graph, profile)
+def _cores(
+    graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile: Profile, mapping: CoreMap | None, why: str
+) -> Iterator[UsageRow]:
+    if mapping is not None:
+        yield _mapped_row(mapping, profile)
+        return
+    if why:
+        yield UsageRow("cores", None, note=why, infeasible=True)
         return
     per_layer = [_least_cores(graph, name, layer, profile) for name, layer in layers.items()]
     if any(cores is None for cores, _ in per_layer):
@@ -259,6 +303,18 @@ def _cores(graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile: Profi
         needed = max((cores or 0 for cores, _ in per_layer), default=0)
     reasons = [f"{name}: {cores} for {why}" for name, (cores, why) in zip(layers, per_layer, strict=True)]
     yield _row(profile, "cores, at least", needed, profile.limits.cores_per_chip, note="; ".join(reasons))
+
+
+def _mapped_row(mapping: CoreMap, profile: Profile) -> UsageRow:
+    available = mapping.cores_per_chip
+    if available is not None and mapping.cores > available:
+        note = too_many_cores(mapping, available)
+    else:
+        split = {name: parts for name, parts in mapping.layers().items() if name in mapping.splits}
+        note = "; ".join(f"{name}: {len(parts)} for {mapping.splits[name]}" for name, parts in split.items())
+    if mapping.unchecked:
+        note = "; ".join(filter(None, [note, f"not checked, because not known: {', '.join(mapping.unchecked)}"]))
+    return _row(profile, "cores", mapping.cores, profile.limits.cores_per_chip, note=note)
 
 
 def _least_cores(graph: SpikingGraph, name: str, layer: LayerUsage, profile: Profile) -> tuple[int | None, str]:
@@ -280,67 +336,32 @@ def _least_cores(graph: SpikingGraph, name: str, layer: LayerUsage, profile: Pro
     return max(known, key=lambda pair: pair[0], default=(None, ""))
 
 
-def _kernel_cores_row(graph: SpikingGraph, profile: Profile) -> UsageRow:
-    limits = profile.limits
-    kernels, neurons = limits.kernel_words_of_core, limits.neuron_words_of_core
-    if (
-        kernels is None
-        or neurons is None
-        or not isinstance(kernels.value, tuple)
-        or not isinstance(neurons.value, tuple)
-    ):
-        return UsageRow("cores, at least", None, note="the memories of the cores are not known")
-    placed = kernel_cores(graph, kernels.value, neurons.value)
-    count = len(graph.weighted)
-    if placed is None:
-        return UsageRow(
-            "cores, at least",
-            float(len(kernels.value) + 1),
-            float(len(kernels.value)),
-            kernels.status,
-            _named(kernels),
-            "no assignment of layers to cores fits kernel and neuron memories; remove whole channels",
-        )
-    where = ", ".join(f"{name} on core {core}" for name, core in placed.items())
-    return _row(profile, "cores, at least", count, limits.cores_per_chip, note=where)
+def _map_sides(graph: SpikingGraph, profile: Profile) -> Iterator[UsageRow]:
+    for resource, used, limit, layer in kernel_limits(graph, profile.limits):
+        yield _row(profile, resource, used, limit, note=layer)
 
 
-def _operations(graph: SpikingGraph, activity: Activity) -> Iterator[UsageRow]:
-    spikes_fed = [layer.operations for layer in activity.layers.values() if layer.from_spikes]
-    busiest = float(np.sum(spikes_fed, axis=0).max()) if spikes_fed else 0.0
-    neurons = sum(math.prod(graph.shapes[name]) for name, node in graph.nodes.items() if isinstance(node, NEURON))
-    yield UsageRow("SOPs per sample", activity.sops)
-    yield UsageRow("SOPs in the busiest step", busiest)
-    yield UsageRow("MACs per sample", activity.macs, note="of layers with analog input, which stay on the host")
-    yield UsageRow("spikes per sample", activity.spikes)
-    yield UsageRow("neuron updates per sample", float(neurons * activity.steps))
+def _operations(counts: ChipCounts, activity: Activity) -> Iterator[UsageRow]:
+    yield UsageRow("SOPs per sample", counts.sops)
+    yield UsageRow("SOPs in the busiest step", counts.busiest_step)
+    yield UsageRow("MACs per sample", activity.macs, note="of layers with analog input")
+    yield UsageRow("spikes per sample", counts.spikes)
+    yield UsageRow("neuron updates per sample", counts.updates)
 
 
-def _energy(name: str, energy: Energy, rows: list[UsageRow], profile: Profile) -> UsageRow:
+def _energy(name: str, energy: Energy, counts: ChipCounts) -> UsageRow:
     """Price what was counted; without a total as soon as a counted term has no price."""
     resource = f"energy per sample, pJ ({name}, {energy.scope})"
-    counted = {row.resource: row.used or 0.0 for row in rows}
-    terms: list[tuple[str, float, Figure | None]] = [("SOPs", counted["SOPs per sample"], energy.sop_pj)]
-    if energy.scope == "per_term":
-        terms += [
-            ("neuron updates", counted["neuron updates per sample"], energy.neuron_active_pj),
-            ("spikes", counted["spikes per sample"], energy.spike_pj),
-        ]
-        if counted["MACs per sample"]:
-            terms.append(("MACs", counted["MACs per sample"], energy.mac_pj))
     if energy.scope == "power":
         return UsageRow(resource, None, note="power times time; the time of a step on this chip is not modeled")
-    missing = [what for what, count, price in terms if count and (price is None or price.value is None)]
-    priced = [(count, price) for _, count, price in terms if price is not None and price.value is not None]
-    partial = sum(count * price.number for count, price in priced)
-    figure = next(iter(sorted((price for _, price in priced), key=lambda price: not price.starred)), None)
-    status = "unknown" if figure is None else figure.status
-    source = "" if figure is None else _named(figure)
-    if missing:
-        note = f"no price for {', '.join(missing)}; the priced terms come to {partial:,.0f} pJ"
+    found = priced(energy, counts)
+    shown = sorted(found.figures, key=lambda price: not price.starred)[:1]
+    status, source = (shown[0].status, _named(shown[0])) if shown else ("unknown", "")
+    if found.total is None:
+        note = f"no total: no price for {', '.join(found.missing)}; the priced terms come to {found.partial:,.0f} pJ"
         return UsageRow(resource, None, None, status, source, note)
     note = "every neuron update at the active price; routing not counted" if energy.scope == "per_term" else ""
-    return UsageRow(resource, partial, None, status, source, note)
+    return UsageRow(resource, found.total, None, status, source, note)
 
 
 def _unsupported(graph: SpikingGraph, profile: Profile) -> Iterator[str]:

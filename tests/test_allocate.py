@@ -292,7 +292,10 @@ def test_sop_budget_without_activity_is_refused():
         ({"density": "0.1"}, "density is '0.1'; allowed is a finite number"),
         ({"density": True}, "density is True"),
         ({"memory_bits": 0}, "memory_bits is 0; allowed is a number above 0"),
-        ({"cores": 2}, "cores cannot be a budget in this version"),
+        ({"cores": 1.5}, "cores is 1.5; allowed is a whole number from 1"),
+        ({"cores": 0}, "cores is 0; allowed is a whole number from 1"),
+        ({"sops_per_step": 0}, "sops_per_step is 0; allowed is a number above 0"),
+        ({"energy_pj": -1}, "energy_pj is -1; allowed is a number above 0"),
     ],
 )
 def test_malformed_budgets_are_refused(values, message):

@@ -198,7 +198,7 @@ BAD_WORDS: dict[str, tuple[list[str], str]] = {
     "budget without number": (["--budget", "sops"], "'sops'; allowed is NAME=NUMBER"),
     "budget of words": (["--budget", "sops=many"], "'many' is not a number"),
     "budget twice": (["--budget", "density=0.2"], "density is given twice"),
-    "budget of cores": (["--budget", "cores=3"], "cores cannot be a budget in this version"),
+    "budget of cores": (["--budget", "cores=3"], "cores: depends on the chip; use profile.budget"),
     "method": (["--method", "best"], "method 'best' is unknown; allowed are lamp, slamp"),
     "readout": (["--readout", "median"], "readout: Input should be 'mean', 'sum', 'last' or 'max', found 'median'"),
     "schedule": (["--schedule", "slow"], "schedule: Input should be 'one-shot' or 'iterative', found 'slow'"),

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from slamp.encodings import RULES, SynapseLists, synapse_bits, synapse_lists
+from slamp.encodings import RULES, WORDS, SynapseLists, list_words, synapse_bits, synapse_lists
 from slamp.errors import ProfileError
 from slamp.nodes import Conv2d, Linear, frozen_array
 from slamp.profile import installed_profiles, load_profile
@@ -26,7 +32,7 @@ RULES_OF_LOIHI1 = ("loihi1_sparse", "loihi1_runlength", "loihi1_dense1", "loihi1
 
 
 def lists(kept: np.ndarray) -> SynapseLists:
-    return SynapseLists(kept, kept.sum(1).astype(float), (kept.shape[1], kept.shape[0]), False)
+    return SynapseLists(kept, Linear(kept.T), (len(kept),))
 
 
 def loihi1(rule: str, kept: np.ndarray) -> float:
@@ -91,6 +97,90 @@ def test_a_list_that_fills_its_words_takes_one_more_on_loihi_1() -> None:
     assert loihi1("loihi1_dense1", row) == 128
     row[0, 5] = False
     assert loihi1("loihi1_dense1", row) == 64
+
+
+def entries_one_by_one(rule: str, row: np.ndarray, n: Mapping[str, int]) -> Iterator[list[int]]:
+    """Yield the targets of each entry of a list, by looking at one synapse after the other."""
+    gaps = {"loihi1_runlength": 2 ** n["skip_bits_max"], "loihi1_dense1": 2}
+    entry: list[int] = []
+    for target in np.flatnonzero(row).tolist():
+        filled = target - entry[0] if rule == "loihi1_dense2" and entry else len(entry)
+        if entry and (filled >= n["entry_synapses"] or target - entry[-1] >= gaps.get(rule, np.inf)):
+            yield entry
+            entry = []
+        entry.append(target)
+    if entry:
+        yield entry
+
+
+def words_one_by_one(rule: str, row: np.ndarray, n: Mapping[str, int]) -> int:
+    bits = 0
+    for entry in entries_one_by_one(rule, row, n):
+        index = max(n["index_bits_min"], entry[0 if rule != "loihi1_sparse" else -1].bit_length())
+        gap = max((after - before for before, after in pairwise(entry)), default=1)
+        bits += n["prefix_bits"]
+        bits += {
+            "loihi1_sparse": len(entry) * (n["weight_bits"] + index),
+            "loihi1_runlength": index + len(entry) * (n["weight_bits"] + max(n["skip_bits_min"], gap.bit_length())),
+            "loihi1_dense1": index + len(entry) * n["weight_bits"],
+            "loihi1_dense2": index + (entry[-1] - entry[0] + 1) * n["weight_bits"],
+        }[rule]
+    words, rest = divmod(bits, n["word_bits"])
+    return words + (rest > 0) + (bits > 0 and (rest == 0 or rest >= n["pad_remainder"]))
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> np.ndarray:
+    """Lists that are empty, full, of one synapse, random, or of runs between gaps of up to 100 targets."""
+    width = draw(st.integers(1, 40) | st.integers(41, 700))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows = {
+        "empty": lambda: np.zeros(width, dtype=bool),
+        "full": lambda: np.ones(width, dtype=bool),
+        "single": lambda: np.arange(width) == generator.integers(width),
+        "random": lambda: generator.random(width) < generator.random() ** 3,
+        "runs": lambda: np.repeat(np.arange(width) % 2 == 0, generator.integers(1, 100, width))[:width],
+    }
+    return np.stack([rows[kind]() for kind in draw(st.lists(st.sampled_from(list(rows)), min_size=1, max_size=8))])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kept=masks(),
+    chunk=st.integers(1, 3000),
+    skip_bits_max=st.integers(1, 6),
+    entry_synapses=st.sampled_from([1, 2, 7, 60]),
+)
+def test_words_of_loihi_1_are_those_counted_synapse_by_synapse(
+    kept: np.ndarray, chunk: int, skip_bits_max: int, entry_synapses: int
+) -> None:
+    numbers = LOIHI1 | {"skip_bits_max": skip_bits_max, "entry_synapses": entry_synapses}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slamp.encodings.CHUNK_TARGETS", chunk)
+        for rule in RULES_OF_LOIHI1:
+            expected = [words_one_by_one(rule, row, numbers) for row in kept]
+            words = list_words(rule, lists(kept), numbers)
+            assert words.dtype == np.int64
+            assert words.tolist() == expected, rule
+            assert synapse_bits(rule, lists(kept), numbers) == len(kept) * max(expected) * 64, rule
+
+
+@pytest.mark.parametrize("rule", RULES_OF_LOIHI1)
+@pytest.mark.parametrize("every", [1, 2])
+def test_words_of_a_large_layer_need_little_memory(rule: str, every: int) -> None:
+    """All synapses, or entries of one synapse each."""
+    kept = np.zeros((4096, 4096), dtype=bool)
+    kept[:, ::every] = True
+    tracemalloc.start()
+    list_words(rule, lists(kept), LOIHI1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * 2**20
+
+
+def test_lists_without_targets_take_no_words() -> None:
+    for rule in WORDS:
+        assert list_words(rule, lists(np.zeros((3, 0), dtype=bool)), LOIHI1).tolist() == [0, 0, 0]
 
 
 def test_simple_rules_by_hand() -> None:
@@ -160,3 +250,7 @@ def test_unknown_rules_and_missing_parameters_are_refused() -> None:
         synapse_bits("zip", lists(kept), {})
     with pytest.raises(ProfileError, match="rule coordinate needs the parameter 'index_bits'"):
         synapse_bits("coordinate", lists(kept), {"weight_bits": 8})
+    with pytest.raises(ProfileError, match="rule 'bitmap' has no words per list; allowed are loihi1_sparse"):
+        list_words("bitmap", lists(kept), LOIHI1)
+    with pytest.raises(ProfileError, match="rule loihi1_runlength needs the parameter 'skip_bits_max'"):
+        list_words("loihi1_runlength", lists(kept), {k: v for k, v in LOIHI1.items() if k != "skip_bits_max"})

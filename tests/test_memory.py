@@ -127,7 +127,5 @@ def test_what_cannot_be_met_is_refused(scored: tuple[SpikingGraph, slamp.Activit
         allocate(scores, load_profile("speck2f").budget(memory_bits=5))
     with pytest.raises(BudgetError, match=r"how spinnaker2 stores the synapses of a .* is not known; use density"):
         allocate(scores, load_profile("spinnaker2").budget(memory_bits=1e9))
-    with pytest.raises(BudgetError, match="cores cannot be a budget in this version"):
-        load_profile("loihi1").budget(cores=2)
     with pytest.raises(BudgetError, match="memory_bits is -3; allowed is a number above 0"):
         parse_budget(["memory_bits=-3"])

@@ -17,12 +17,12 @@ from slamp.capture import capture, read_graph
 from slamp.checkpoint import Checkpoint
 from slamp.errors import ArtifactError, BudgetError, SilentNetworkError
 from slamp.masks import masked_parameters
+from slamp.measured import measured_sops
 from slamp.nodes import Conv1d, Conv2d
 from slamp.prune import Pruned, Pruning, prune
 from slamp.raster import SpikeRaster
 from slamp.retrain import Train
 from slamp.simulate import predictions, simulate
-from slamp.spend import measured_sops
 from slamp.taps import connections, weighted_sum
 
 TASK = patterns(batch=96, steps=8)
@@ -177,7 +177,7 @@ def test_later_rounds_train_half_as_long_and_iterations_score_anew(
     assert efforts[0] == 1.0
     assert set(efforts[1:]) == {0.5}
     scored: list[str] = []
-    module = import_module("slamp.prune")
+    module = import_module("slamp.prune_weights")
     true_score = module.score
     monkeypatch.setattr(module, "score", lambda graph, *a, **k: scored.append(graph.hash) or true_score(graph, *a, **k))
     prune(trained, TASK, Pruning(Budget(density=0.5), train=train, schedule="iterative"))
@@ -217,7 +217,7 @@ def test_a_density_budget_is_used_up(trained: SequentialState) -> None:
     kept = sum(int(mask.sum()) for _, mask in pruned.masks.items())
     assert kept == int(0.1 * total)
     assert len(pruned.rounds) == 1
-    assert pruned.rounds[0].sops_asked is None
+    assert pruned.rounds[0].asked == {}
 
 
 def test_pruning_and_retraining_keeps_what_the_network_knows(trained: SequentialState) -> None:
@@ -243,10 +243,10 @@ def test_the_iterative_schedule_removes_a_fifth_per_round(trained: SequentialSta
 def test_the_iterative_schedule_approaches_sops_by_a_fifth_per_round(trained: SequentialState) -> None:
     dense = dense_sops(trained)
     pruned = prune(trained, TASK, Pruning(Budget(sops=0.5 * dense), schedule="iterative", train=training(4)))
-    predicted = [entry.sops_predicted / dense for entry in pruned.rounds]
+    predicted = [entry.predicted["sops"] / dense for entry in pruned.rounds]
     assert predicted[:3] == pytest.approx([0.8, 0.64, 0.625], abs=0.02)
-    assert pruned.rounds[2].sops_measured > 0.5 * dense
-    assert pruned.rounds[3].sops_asked == pytest.approx(0.5 * dense)
+    assert pruned.rounds[2].measured["sops"] > 0.5 * dense
+    assert pruned.rounds[3].asked["sops"] == pytest.approx(0.5 * dense)
 
 
 def test_effort_is_shared_among_rounds(trained: SequentialState) -> None:
@@ -350,9 +350,9 @@ def test_a_budget_above_the_dense_network_removes_nothing(trained: SequentialSta
 
 
 def test_a_budget_no_trim_reaches_is_refused(trained: SequentialState, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("slamp.prune", "slamp.spend"):
-        monkeypatch.setattr(import_module(module), "measured_sops", lambda net, raster: 7500.0)
-    with pytest.raises(BudgetError, match="sops 5000 cannot be reached by trimming; the last trial used 7500"):
+    for module in ("slamp.prune_weights", "slamp.spend"):
+        monkeypatch.setattr(import_module(module), "measured_use", lambda net, raster, budget: {"sops": 7500.0})
+    with pytest.raises(BudgetError, match=r"sops 5000 cannot be reached by trimming; the last trial used 1\.5 times"):
         prune(trained, TASK, Pruning(Budget(sops=5000.0)))
 
 
@@ -360,9 +360,11 @@ def test_a_budget_still_exceeded_after_trimming_is_refused(
     trained: SequentialState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last check does not trust the trim."""
-    monkeypatch.setattr(import_module("slamp.prune"), "measured_sops", lambda net, raster: 7500.0)
-    monkeypatch.setattr(import_module("slamp.prune"), "trim", lambda net, *a, **k: (net, None))
-    with pytest.raises(BudgetError, match="sops 5000 is exceeded by 7500 measured after trimming"):
+    monkeypatch.setattr(
+        import_module("slamp.prune_weights"), "measured_use", lambda net, raster, budget: {"sops": 7500.0}
+    )
+    monkeypatch.setattr(import_module("slamp.prune_weights"), "trim", lambda net, *a, **k: (net, None))
+    with pytest.raises(BudgetError, match=r"'sops': 5000\.0. is exceeded by .'sops': 7500\.0. measured after trimming"):
         prune(trained, TASK, Pruning(Budget(sops=5000.0)))
 
 

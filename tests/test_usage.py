@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import torch
 
 import slamp
 from networks import build
-from slamp.cli.usage import comparison_table, encodings_table, usage_table
+from slamp.cli.usage import comparison_table, cores_table, encodings_table, usage_table
 from slamp.dynamics import stateless_function
 from slamp.encodings import synapse_bits, synapse_lists
 from slamp.errors import ProfileError
 from slamp.graph import SpikingGraph
+from slamp.mapping import place
 from slamp.nodes import NEURON, Affine, Linear, frozen_array
 from slamp.profile import Profile, installed_profiles, load_profile
 from slamp.usage import Usage, usage, usage_from_json
@@ -133,36 +135,91 @@ def test_more_than_there_is_does_not_fit(pruned: tuple[SpikingGraph, slamp.Activ
     found = usage(graph, small, activity)
     assert not found.fits
     assert not found["neurons"].fits
-    assert not found["cores, at least"].fits
+    assert not found["cores"].fits
+    assert "128 are there; the smallest change: bring neurons" in found["cores"].note
     assert found.tightest is not None
     assert found.tightest.share > 1
 
 
-def test_cores_are_bound_by_the_scarcest_resource(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+def test_cores_are_those_of_the_mapping(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
     graph, activity = pruned
     profile = load_profile("loihi1")
     found = usage(graph, profile, activity)
-    assert found["cores, at least"].used == len(graph.weighted)
-    memory = profile.limits.synapse_bits_per_core.model_copy(update={"value": 64})
+    assert found["cores"].used == place(graph, profile).cores == 1
+    assert len(cores_table(found.mapping).rows) == 1
+    memory = profile.limits.synapse_bits_per_core.model_copy(update={"value": 8192})
     small = profile.model_copy(update={"limits": profile.limits.model_copy(update={"synapse_bits_per_core": memory})})
-    scarce = usage(graph, small, activity)["cores, at least"]
-    layers = found.layers.values()
-    assert scarce.used == sum(np.ceil(layer.bits[layer.encoding] / 64) for layer in layers)
-    assert "for synaptic memory" in scarce.note
+    scarce = usage(graph, small, activity)
+    assert scarce["cores"].used == place(graph, small).cores > 1
+    assert "for synaptic memory" in scarce["cores"].note
+    assert len(cores_table(scarce.mapping).rows) == scarce.mapping.cores
+    memory = memory.model_copy(update={"value": 64})
+    small = profile.model_copy(update={"limits": profile.limits.model_copy(update={"synapse_bits_per_core": memory})})
+    refused = usage(graph, small, activity)
+    assert refused.mapping is None
+    assert not refused.fits
+    assert "one channel alone takes" in refused["cores"].note
+
+
+def test_layers_with_analog_input_stay_on_the_host() -> None:
+    net, raster = build("conv_box", batch=8)
+    analog = slamp.SpikeRaster(raster.data.float() * 0.5, raster.dt, kind="analog")
+    graph = slamp.capture(net, analog)
+    activity = slamp.calibrate(graph, analog)
+    found = usage(graph, load_profile("loihi1"), activity)
+    first, *later = graph.weighted
+    assert first in found.host
+    assert list(found.layers) == later
+    neurons = [math.prod(graph.shapes[n]) for n, node in graph.nodes.items() if isinstance(node, NEURON)]
+    assert found["neurons"].used == sum(neurons[1:])
+    assert found.mapping is not None
+    assert first not in found.mapping.layers()
+    assert usage(graph, load_profile("generic"), activity).host == ()
 
 
 def test_speck_places_one_layer_per_core(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
     graph, activity = pruned
     profile = load_profile("speck2f")
     found = usage(graph, profile, activity)
-    assert found["cores, at least"].used == len(graph.weighted)
-    assert " on core " in found["cores, at least"].note
+    assert found["cores"].used == len(graph.weighted)
+    assert found.mapping is not None
+    assert [part.layer for part in found.mapping.parts] == list(graph.weighted)
+    memories = profile.limits.kernel_words_of_core.value
+    for part in found.mapping.parts:
+        assert found.mapping.fullness(part.core)["kernel words"] == part.use["kernel words"] / memories[part.core] <= 1
+        assert part.use["kernel words"] * 8 == found.layers[part.layer].bits["kernel"]
+    assert len(cores_table(found.mapping).rows) == len(graph.weighted)
     assert any("LIF does not run on speck2f" in text for text in found.unsupported)
     words = profile.limits.kernel_words_of_core.model_copy(update={"value": (1,) * 9})
     small = profile.model_copy(update={"limits": profile.limits.model_copy(update={"kernel_words_of_core": words})})
     refused = usage(graph, small, activity)
     assert not refused.fits
-    assert "no assignment of layers to cores" in refused["cores, at least"].note
+    note = refused["cores"].note
+    assert note.startswith("speck2f: no assignment of layers to cores: ")
+    assert " kernel words of 1 on the largest core" in note
+    assert note.endswith("no number of filters fits; make kernels, feature maps or the input smaller")
+
+
+def test_speck_has_its_own_limits_of_sides(pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
+    graph, activity = pruned
+    profile = load_profile("speck2f")
+    found = usage(graph, profile, activity)
+    for resource, limit in (
+        ("largest input side", 128),
+        ("largest feature map side", 64),
+        ("channels of a feature map", 1024),
+        ("largest kernel side", 15),
+        ("layers that read a layer", 2),
+    ):
+        row = found[resource]
+        assert (row.limit, row.fits, row.source) == (limit, True, "sinabs_docs"), resource
+    side = profile.limits.kernel_side.model_copy(update={"value": 1})
+    small = profile.model_copy(update={"limits": profile.limits.model_copy(update={"kernel_side": side})})
+    refused = usage(graph, small, activity)
+    assert not refused.fits
+    assert refused["largest kernel side"].note in graph.weighted
+    with pytest.raises(KeyError):
+        usage(graph, load_profile("loihi1"), activity)["largest kernel side"]
 
 
 def test_resets_the_chip_does_not_have_are_named() -> None:

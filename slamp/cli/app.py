@@ -21,7 +21,7 @@ from slamp.cli.loading import load_function, load_network
 from slamp.cli.profiles import profile_lines, profile_table, profiles_table
 from slamp.cli.run_file import RunFile, checked_run, read_run_file
 from slamp.cli.tables import module_table, print_run, print_verdicts
-from slamp.cli.usage import comparison_table, encodings_table, usage_lines, usage_table
+from slamp.cli.usage import comparison_table, cores_table, encodings_table, usage_lines, usage_table
 from slamp.compress import RUN, Run, compress, state_directory
 from slamp.demo.run import run_demo
 from slamp.errors import ArtifactError, RunFileError, UnsupportedModuleError
@@ -88,10 +88,14 @@ def compress_command(
     samples: Annotated[Path | None, typer.Argument(help="npz with spikes, optional labels and dt.")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors state dict of the network.")] = None,
     budget: Annotated[
-        list[str] | None, typer.Option(help="density=0.1, synapses=5e4, sops=2e5 or memory_bits=1e6; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="density=0.1, sparsity=, synapses=, sops=2e5, sops_per_step=, memory_bits=, cores=1, energy_pj=; "
+            "repeatable. The last three need --profile."
+        ),
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="Chip: name or TOML file; for --budget memory_bits=... and a usage table.")
+        str | None, typer.Option(help="Chip: name or TOML file; for budgets of it, its limits, and a usage table.")
     ] = None,
     to: Annotated[list[str] | None, typer.Option(help="Target; repeatable. Default: nir.")] = None,
     out: Annotated[
@@ -107,6 +111,12 @@ def compress_command(
     strict: Annotated[
         bool | None,
         typer.Option(help="Refuse what a target cannot say (default); --no-strict lets metadata say it."),
+    ] = None,
+    structured: Annotated[
+        bool | None, typer.Option("--structured", help="Remove whole channels and neurons; shapes shrink.")
+    ] = None,
+    balance: Annotated[
+        str | None, typer.Option(help="fan_out: as many weights for every source, where lists are padded.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     as_json: Json = False,
@@ -129,6 +139,8 @@ def compress_command(
             schedule,
             seed,
             strict,
+            structured,
+            balance,
         )
         if any(value is not None for value in given):
             raise RunFileError(
@@ -154,6 +166,8 @@ def compress_command(
             "schedule": schedule,
             "seed": seed,
             "strict": strict,
+            "structured": structured,
+            "balance": balance,
         }
         plan = checked_run({name: value for name, value in chosen.items() if value is not None}, where="compress")
     if resume and not state_directory(plan.out).exists():
@@ -322,6 +336,8 @@ def usage_command(
         console.print(comparison_table(found))
         return
     console.print(usage_table(found[0]))
+    if found[0].mapping is not None:
+        console.print(cores_table(found[0].mapping))
     console.print(encodings_table(found[0]))
     for text in usage_lines(found[0]):
         console.print(text, soft_wrap=True, markup=False, highlight=False)
@@ -364,7 +380,7 @@ def _compress(plan: RunFile, *, resume: bool, progress: bool) -> Run:
         net,
         raster,
         held_out=held_out,
-        budget=Budget(**plan.budget, profile=None),
+        budget=Budget(**plan.budget, profile=None, energy_set=""),
         profile=plan.profile,
         directory=plan.out,
         method=plan.method,
@@ -373,6 +389,8 @@ def _compress(plan: RunFile, *, resume: bool, progress: bool) -> Run:
         metric=None if plan.metric is None else load_function(plan.metric, role="metric"),
         seed=plan.seed,
         schedule=plan.schedule,
+        structured=plan.structured,
+        balance=plan.balance,
         readout=plan.readout,
         options={target: {"strict": plan.strict} for target in plan.to} if not plan.strict else None,
         resume=resume,

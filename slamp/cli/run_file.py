@@ -52,6 +52,8 @@ class RunFile(BaseModel):
     schedule: Literal["one-shot", "iterative"] = "one-shot"
     seed: int = Field(default=0, ge=0, strict=True)
     strict: bool = Field(default=True, strict=True)
+    structured: bool = Field(default=False, strict=True)
+    balance: Literal["", "fan_out"] = ""
 
 
 def read_run_file(path: Path) -> RunFile:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from slamp.cli.usage import usage_lines, usage_table
+from slamp.cli.usage import cores_table, usage_lines, usage_table
 from slamp.usage import usage_from_json
 
 VERDICT_STYLE = {"identical": "bold green", "tie": "bold yellow", "different": "bold red", "silent": "bold red"}
@@ -22,9 +22,13 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(budget_table(summary))
     if summary["shortfall"]:
         console.print(summary["shortfall"], style="yellow", soft_wrap=True, markup=False, highlight=False)
+    if summary["advice"]:
+        console.print(summary["advice"], style="yellow", soft_wrap=True, markup=False, highlight=False)
     if summary["usage"]:
         found = usage_from_json(summary["usage"])
         console.print(usage_table(found))
+        if found.mapping is not None:
+            console.print(cores_table(found.mapping))
         for text in usage_lines(found):
             console.print(text, soft_wrap=True, markup=False, highlight=False)
     if summary["folding"]:
@@ -52,11 +56,23 @@ def before_after(summary: Mapping[str, Any]) -> Table:
 def layer_table(summary: Mapping[str, Any]) -> Table:
     """What became of each layer."""
     table = Table(title="layers", title_justify="left")
-    for column in ("layer", "weights", "kept", "density", "SOPs dense", "SOPs pruned", "rate dense", "rate pruned"):
+    structured = any(row["outputs_before"] != row["outputs_after"] for row in summary["layers"])
+    for column in (
+        "layer",
+        *(["outputs"] if structured else []),
+        "weights",
+        "kept",
+        "density",
+        "SOPs dense",
+        "SOPs pruned",
+        "rate dense",
+        "rate pruned",
+    ):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for row in summary["layers"]:
         table.add_row(
             row["layer"],
+            *([f"{row['outputs_after']} of {row['outputs_before']}"] if structured else []),
             f"{row['weights']:,}",
             f"{row['kept']:,}",
             f"{row['kept'] / row['weights']:.3f}",

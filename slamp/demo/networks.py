@@ -6,7 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from norse.torch import LICell, LIFBoxCell, LIFBoxParameters, LIFCell, LIFParameters, LIParameters, SequentialState
+from norse.torch import (
+    IAFCell,
+    IAFParameters,
+    LICell,
+    LIFBoxCell,
+    LIFBoxParameters,
+    LIFCell,
+    LIFParameters,
+    LIParameters,
+    SequentialState,
+)
 
 from slamp.checkpoint import Checkpoint
 from slamp.raster import SpikeRaster
@@ -15,15 +25,22 @@ from slamp.retrain import Train
 BATCH = 50
 
 
-def digit_net(seed: int = 0) -> SequentialState:
-    """Two convolutions and two linear layers of LIFBoxCells for 28 x 28 images; the output spikes."""
+def leaky_neurons() -> LIFBoxCell:
+    """Leaky integrate-and-fire neurons, tau_mem = 2 ms, reset to 0."""
+    p = LIFBoxParameters(
+        tau_mem_inv=torch.tensor(500.0), v_th=torch.tensor(0.4), method="tanh", alpha=torch.tensor(3.0)
+    )
+    return LIFBoxCell(p)
 
-    def neurons() -> LIFBoxCell:
-        p = LIFBoxParameters(
-            tau_mem_inv=torch.tensor(500.0), v_th=torch.tensor(0.4), method="tanh", alpha=torch.tensor(3.0)
-        )
-        return LIFBoxCell(p)
 
+def counting_neurons() -> IAFCell:
+    """Integrate-and-fire neurons without leak, reset to 0: what event-driven chips such as Speck have."""
+    p = IAFParameters(v_th=torch.tensor(1.0), v_reset=torch.tensor(0.0), method="tanh", alpha=3.0)
+    return IAFCell(p)
+
+
+def digit_net(seed: int = 0, *, neurons: Callable[[], torch.nn.Module] = leaky_neurons) -> SequentialState:
+    """Two convolutions and two linear layers with neurons for 28 x 28 images; the output spikes."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return SequentialState(

@@ -7,7 +7,7 @@ import platform
 import numpy as np
 import torch
 
-from benchmarks import bench_calibrate, bench_map, bench_prune
+from benchmarks import bench_allocate, bench_calibrate, bench_map, bench_prune
 
 
 def main() -> None:
@@ -18,6 +18,8 @@ def main() -> None:
     )
     print("\npruning: score + allocate + masks")
     bench_prune.main()
+    print("\nallocation")
+    bench_allocate.main()
     print("\nmapping onto cores")
     bench_map.main()
     print("\ncalibration, one thread")

@@ -15,46 +15,108 @@ from slamp.nodes import Conv1d, Conv2d
 from slamp.score import Scores
 from slamp.taps import connections
 
-BLOCK = 512
-PIECE = BLOCK * 2048
+# Ranks of a block; blocks read on either side of the one asked for; weights looked at together, to stay in a cache.
+BLOCK, AROUND, PIECE = 4096, 1, 1 << 18
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(eq=False)
 class RankedTaps:
-    """The tap of every weight of a layer, largest key first, of equal keys the lower flat index.
+    """The taps of a layer by rank: of its weights, largest key first, of equal keys the lower flat index.
 
-    Only as many ranks as were asked for are sorted, with room to spare: a plan keeps few of them.
+    One pass over the layer counts, tap by tap, all weights before a rank; only a few blocks of ``BLOCK`` ranks around
+    it are sorted, since a search for how many weights to keep ends close to where it is expected to.
+
+    Attributes:
+        scores: Scored weights.
+        name: The layer.
+        blocks: By block, as far as asked for: how many weights before it read each tap, and the tap of each rank in it.
+        whole: How many weights that can be kept read each tap, once asked for.
     """
 
     scores: Scores
     name: str
-    taps: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint32))
+    blocks: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    whole: np.ndarray | None = None
 
-    def first(self, n: int) -> np.ndarray:
-        """Return the taps of at least the n largest weights, uint32."""
-        if n > len(self.taps):
-            live = self.scores.layers[self.name].curve.live
-            self.taps = self._sorted(min(live, max(n + n // 4, 2 * len(self.taps), BLOCK)))
-        return self.taps
+    def everything(self) -> np.ndarray:
+        """Return how many weights that can be kept read each tap, flat integers."""
+        if self.whole is None:
+            layer = self.scores.layers[self.name]
+            kept, per_group = self._none()
+            if layer.curve.live == layer.size:
+                kept += per_group
+            else:
+                row = 0
+                for keys in self.scores.key_pieces(self.name, PIECE):
+                    _count(kept, keys > 0, row, per_group)
+                    row += len(keys)
+            self.whole = kept.reshape(-1)
+        return self.whole
 
-    def _sorted(self, n: int) -> np.ndarray:
-        keys = self.scores.keys(self.name)
-        chosen = np.flatnonzero(keys >= self.scores.layers[self.name].ranked.nth(n))
-        # Sorting (complement of the key, index) as one integer is an exact stable argsort at the speed of a plain sort:
-        # the bits of non-negative float32 numbers order as the numbers do.
-        packed = np.invert(keys[chosen].view(np.uint32)).astype(np.uint64)
-        packed <<= np.uint64(32)
-        packed |= chosen.astype(np.uint64)
-        packed.sort()
-        index = packed.astype(np.uint32)
+    def block(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many weights before a block read each tap, and the tap of each rank in it, both flat integers."""
+        if index not in self.blocks:
+            layer = self.scores.layers[self.name]
+            last = (layer.curve.live - 1) // BLOCK
+            # Ranks beyond the sorted keys would have to be sorted first.
+            ready = max(layer.ranked.ready // BLOCK - 1, index)
+            self._read(max(0, index - AROUND), min(index + AROUND, last, ready))
+        return self.blocks[index]
+
+    def _none(self) -> tuple[np.ndarray, int]:
+        """Return zeros per group and tap, and the number of outputs of a group."""
         node = self.scores.graph.weighted[self.name]
-        fan_in = np.uint32(node.weight[0].size)
         groups = node.groups if isinstance(node, (Conv1d, Conv2d)) else 1
-        taps: np.ndarray = index % fan_in
-        if groups > 1:
-            taps += index // np.uint32(len(keys) // groups) * fan_in
-        return taps
+        return np.zeros((groups, node.weight[0].size), dtype=np.int64), len(node.weight) // groups
+
+    def _read(self, first: int, last: int) -> None:
+        layer = self.scores.layers[self.name]
+        start, stop = first * BLOCK, min((last + 1) * BLOCK, layer.curve.live)
+        most, least = layer.ranked.nth(start + 1), layer.ranked.nth(stop)
+        kept, per_group = self._none()
+        fan_in = kept.shape[1]
+        packed = []
+        row = 0
+        for keys in self.scores.key_pieces(self.name, PIECE):
+            above = keys > most
+            _count(kept, above, row, per_group)
+            inside = np.flatnonzero((keys >= least) ^ above)
+            packed.append(_packed(keys.reshape(-1)[inside], inside + row * fan_in))
+            row += len(keys)
+        order = np.concatenate(packed)
+        order.sort()
+        index = order.astype(np.uint32).astype(np.int64)
+        taps = index // (per_group * fan_in) * fan_in + index % fan_in
+        before = kept.reshape(-1)
+        # Of keys that equal the first one here, the first few belong before it, as many as are missing there.
+        short = start - int(before.sum())
+        before = before + np.bincount(taps[:short], minlength=before.size)
+        for block in range(first, last + 1):
+            inside = taps[short + block * BLOCK - start : short + min((block + 1) * BLOCK, stop) - start]
+            self.blocks[block] = before, inside
+            before = before + np.bincount(inside, minlength=before.size)
+
+
+def _count(kept: np.ndarray, above: np.ndarray, row: int, per_group: int) -> None:
+    """Add, per group and tap, how many of the outputs from ``row`` on are True; in place."""
+    while len(above):
+        group, done = divmod(row, per_group)
+        # Bytes add up fastest, and 255 of them cannot overflow.
+        rows = min(per_group - done, len(above), 255)
+        kept[group] += np.add.reduce(above[:rows].view(np.uint8), axis=0, dtype=np.uint8)
+        above, row = above[rows:], row + rows
+
+
+def _packed(keys: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Return one integer per weight that sorts as a stable argsort from the largest key would.
+
+    That is the complement of the key, then the index: the bits of non-negative float32 numbers order as the numbers do.
+    """
+    packed = np.invert(keys.view(np.uint32)).astype(np.uint64)
+    packed <<= np.uint64(32)
+    packed |= index.astype(np.uint64)
+    return packed
 
 
 @dataclass(eq=False)
@@ -65,36 +127,41 @@ class LayerCost:
         size: Number of weights.
         mean: Mean cost of a weight.
         live: Number of weights that can be kept.
-        total: Cost of all of those.
         taps: Cost per tap, float64, flat; None if every weight costs ``mean``.
         ranked: Order of the weights; None likewise.
-        before: Cost before each block of ``BLOCK`` ranks, float64, as far as it was needed.
+        sums: By block of ``BLOCK`` ranks, as far as it was needed: cost of the weights before each rank, float64.
     """
 
     size: int
     mean: float
     live: int = 0
-    total: float = 0.0
     taps: np.ndarray | None = None
     ranked: RankedTaps | None = None
-    before: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    sums: dict[int, np.ndarray] = field(default_factory=dict)
 
     def times(self, price: float) -> LayerCost:
         """Return the same cost in another unit, ``price`` of which one unit of this is."""
         taps = None if self.taps is None else self.taps * price
-        return LayerCost(self.size, self.mean * price, self.live, self.total * price, taps, self.ranked)
+        return LayerCost(self.size, self.mean * price, self.live, taps, self.ranked)
 
     def prefix(self, n: int) -> float:
         """Exact cost of the n largest weights."""
         if self.taps is None or self.ranked is None:
             return n * self.mean
         if n == self.live:
-            return self.total
-        order = self.ranked.first(n)
-        block = n // BLOCK
-        if block >= len(self.before):
-            self.before = _sums_before(self.taps, order)
-        return float(self.before[block] + self.taps.take(order[block * BLOCK : n]).sum())
+            return float((self.ranked.everything() * self.taps).sum())
+        block, rank = divmod(n, BLOCK)
+        sums = self.sums.get(block)
+        if sums is None:
+            # From counts, so that it is the same whatever was asked for before.
+            before, taps = self.ranked.block(block)
+            sums = np.cumsum(np.concatenate([[(before * self.taps).sum()], self.taps[taps]]))
+            self.sums[block] = sums
+        return float(sums[rank])
+
+    def most(self, n: int) -> float:
+        """Bound on the cost of any n weights, without looking at their order."""
+        return n * (self.mean if self.taps is None else float(self.taps.max()))
 
 
 def layer_costs(
@@ -130,7 +197,7 @@ def rank_ahead(rows: Sequence[Sequence[LayerCost]], counts: Sequence[int]) -> No
         if cost.ranked is not None and n < cost.live
     }
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        list(pool.map(lambda pair: pair[0].first(pair[1]), wanted.values()))
+        list(pool.map(lambda pair: pair[0].block(pair[1] // BLOCK), wanted.values()))
 
 
 def tap_costs(scores: Scores, resource: str, name: str) -> np.ndarray | None:
@@ -154,19 +221,4 @@ def _layer_cost(ranked: RankedTaps, costs: np.ndarray | None) -> LayerCost:
     flat = np.ascontiguousarray(costs, dtype=np.float64).reshape(-1)
     if np.ptp(flat) == 0:
         return LayerCost(layer.size, float(flat[0]))
-    per_tap = layer.size // flat.size
-    total = float(flat.sum()) * per_tap
-    if layer.curve.live < layer.size:
-        kept = ranked.scores.keys(ranked.name).reshape(costs.shape[0], per_tap, -1) > 0
-        total = float(kept.sum(axis=1).reshape(-1) @ flat)
-    return LayerCost(layer.size, float(flat.mean()), layer.curve.live, total, flat, ranked)
-
-
-def _sums_before(taps: np.ndarray, order: np.ndarray) -> np.ndarray:
-    before = np.zeros(-(-len(order) // BLOCK) + 1)
-    for start in range(0, len(order), PIECE):
-        piece = taps.take(order[start : start + PIECE])
-        starts = np.arange(0, len(piece), BLOCK)
-        before[1 + start // BLOCK :][: len(starts)] = np.add.reduceat(piece, starts)
-    np.cumsum(before, out=before)
-    return before
+    return LayerCost(layer.size, float(flat.mean()), layer.curve.live, flat, ranked)

@@ -8,6 +8,7 @@ kept at the borders of blocks, so a layer costs its float32 keys and little else
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,6 +30,9 @@ class Curve(Protocol):
 
     def count(self, threshold: float) -> int:
         """Number of weights that score at least ``threshold``; all live ones for a threshold of 0."""
+
+    def about(self, thresholds: np.ndarray) -> np.ndarray:
+        """Return roughly ``count`` of each threshold above 0, float64, without sorting any further."""
 
     def values(self) -> np.ndarray:
         """Scores of ranks 1 to live, float64, shape (live,)."""
@@ -90,6 +94,7 @@ class EnergyCurve:
         sums: Sum of squares in each sorted block of ``BLOCK`` ranks, float64.
         before: ``S`` before each block, float64.
         falling: Minus ``q / S`` of each block's first rank, ascending, float64.
+        recent: The block that was counted in last, its squares, and ``S`` before each of them.
     """
 
     ranked: RankedKeys
@@ -97,6 +102,7 @@ class EnergyCurve:
     sums: np.ndarray = field(default_factory=lambda: np.zeros(0))
     before: np.ndarray = field(default_factory=lambda: np.zeros(0))
     falling: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    recent: tuple[int, np.ndarray, np.ndarray] = field(default_factory=lambda: (-1, np.zeros(0), np.zeros(0)))
 
     def __post_init__(self) -> None:
         self._extend(1)
@@ -119,13 +125,24 @@ class EnergyCurve:
         """Number of weights that score at least ``threshold``."""
         if threshold <= 0:
             return self.live
-        # From the second rank on q <= S, so no finite score exceeds factor * log(2).
-        ratio = float(np.expm1(min(threshold / self.factor, 1.0))) if self.factor > 0 else 1.5
+        ratio = self._ratio(threshold)
         n = self._count_ready(ratio)
         while n == self.ranked.ready < len(self.ranked.keys):
             self._extend(n + 1)
             n = self._count_ready(ratio)
         return min(n, self.live)
+
+    def about(self, thresholds: np.ndarray) -> np.ndarray:
+        """Return roughly ``count`` of each threshold above 0, float64, without sorting any further."""
+        if self.factor <= 0:
+            return np.ones(len(thresholds))
+        ratios = np.expm1(np.minimum(thresholds / self.factor, 1.0))
+        # Every rank of the first block, the first rank of the others.
+        squares = self.ranked.squares(0, BLOCK)[: self.live]
+        falling = np.concatenate([-squares[1:] / np.cumsum(squares)[:-1], self.falling[1:]])
+        ranks = np.concatenate([np.arange(1.0, len(squares)), np.arange(1, len(self.falling)) * float(BLOCK)])
+        counts = np.ones(len(ratios)) if len(ranks) == 0 else 1 + np.interp(-ratios, falling, ranks, left=0.0)
+        return _beyond(self.ranked, counts, np.sqrt(ratios * self.sums.sum()))
 
     def values(self) -> np.ndarray:
         """Scores of ranks 1 to live, float64, shape (live,)."""
@@ -135,16 +152,26 @@ class EnergyCurve:
         scores[1:] = self.factor * np.log1p(squares[1:] / sums[:-1])
         return scores
 
+    def _ratio(self, threshold: float) -> float:
+        # From the second rank on q <= S, so no finite score exceeds factor * log(2).
+        return math.expm1(min(threshold / self.factor, 1.0)) if self.factor > 0 else 1.5
+
+    def _block(self, ratio: float) -> int:
+        return int(self.falling.searchsorted(-ratio, side="right")) - 1
+
     def _count_ready(self, ratio: float) -> int:
-        block = int(np.searchsorted(self.falling, -ratio, side="right")) - 1
-        squares = self.ranked.squares(block * BLOCK, (block + 1) * BLOCK)
-        sums = np.zeros(len(squares))
-        np.cumsum(squares[:-1], out=sums[1:])
-        sums += self.before[block]
+        block = self._block(ratio)
+        if block != self.recent[0]:
+            squares = self.ranked.squares(block * BLOCK, (block + 1) * BLOCK)
+            sums = np.zeros(len(squares))
+            np.cumsum(squares[:-1], out=sums[1:])
+            sums += self.before[block]
+            self.recent = block, squares, sums
+        _, squares, sums = self.recent
         # It holds for a run of ranks from the start of the block, and always for the largest, whose S is 0.
         passed = squares >= ratio * sums
-        inside = len(passed) if passed.all() else int(np.argmin(passed))
-        return block * BLOCK + inside
+        first = int(passed.argmin())
+        return block * BLOCK + (len(passed) if passed[first] else first)
 
     def _extend(self, n: int) -> None:
         """Make the block sums reach at least rank ``n``."""
@@ -193,6 +220,13 @@ class MagnitudeCurve:
             tail = self.ranked.top(len(tail) + 1)
         return min(len(tail) - int(np.searchsorted(tail, least, side="left")), self.live)
 
+    def about(self, thresholds: np.ndarray) -> np.ndarray:
+        """Return roughly ``count`` of each threshold above 0, float64, without sorting any further."""
+        roots = np.sqrt(thresholds)
+        tail = self.ranked.top(1)
+        counts = len(tail) - np.searchsorted(tail, roots.astype(np.float32), side="left").astype(np.float64)
+        return _beyond(self.ranked, counts, roots)
+
     def values(self) -> np.ndarray:
         """Scores of ranks 1 to live, float64, shape (live,)."""
         return self.ranked.squares(0, self.live)
@@ -220,7 +254,21 @@ class ShareCurve:
             n -= 1
         return min(n, self.live)
 
+    def about(self, thresholds: np.ndarray) -> np.ndarray:
+        """Return ``count`` of each threshold above 0, float64."""
+        counts: np.ndarray = np.clip(np.floor(self.share / thresholds), 0, self.live)
+        return counts
+
     def values(self) -> np.ndarray:
         """Scores of ranks 1 to live, float64, shape (live,)."""
         values: np.ndarray = self.share / np.arange(1, self.live + 1, dtype=np.float64)
         return values
+
+
+def _beyond(ranked: RankedKeys, counts: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return counts where the least key counted is sorted, else a guess: that keys fall to 0 along a straight line."""
+    ready = min(ranked.ready, ranked.live)
+    least = float(ranked.nth(ready))
+    guessed = ranked.live - (ranked.live - ready) * keys / least
+    result: np.ndarray = np.where(keys >= least, np.minimum(counts, ready), guessed)
+    return result

@@ -207,8 +207,8 @@ def _asked_density(budget: Budget) -> float:
 def _check_feasible(problem: Problem) -> None:
     for k, (resource, limit) in enumerate(zip(problem.names, problem.limits, strict=True)):
         name = resource.partition("[")[0]
-        least = problem.used(k, problem.minimum)
-        if least > limit:
+        # Exact costs need an order of the weights, which is asked for only where it matters.
+        if not problem.surely_holds(k, problem.minimum) and (least := problem.used(k, problem.minimum)) > limit:
             why = "at least one per layer" if max(problem.minimum) == 1 else "what uniform-plus leaves alone"
             stay = f"the {sum(problem.minimum)} weights that must stay ({why})"
             if name == "density":

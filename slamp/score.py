@@ -7,7 +7,7 @@ weight, by which a layer is sorted once, and a falling curve of the rank (`slamp
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -122,6 +122,18 @@ class Scores:
         if layer.allowed is not None:
             keys *= layer.allowed
         return keys
+
+    def key_pieces(self, name: str, piece: int) -> Iterator[np.ndarray]:
+        """Yield the same in runs of about ``piece`` keys, whole outputs each, shape (outputs, fan_in)."""
+        layer, weight = self.layers[name], self.graph.weighted[name].weight
+        fan_in = weight[0].size
+        if layer.seed is not None or layer.gain is not None or layer.allowed is not None:
+            yield self.keys(name).reshape(-1, fan_in)
+            return
+        rows = weight.reshape(-1, fan_in)
+        step = max(1, piece // fan_in)
+        for start in range(0, len(rows), step):
+            yield np.abs(rows[start : start + step])
 
 
 def score(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from slamp.nodes import Affine, Conv1d, Conv2d, Linear, Shape, Weighted
+from slamp.shapes import output_shape
 
 
 def tap_sums(node: Weighted, features: np.ndarray) -> np.ndarray:
@@ -53,7 +54,17 @@ def weighted_sum(node: Weighted, mask: np.ndarray, taps: np.ndarray) -> float:
 
 def connections(node: Weighted, input_shape: Shape) -> np.ndarray:
     """Unrolled connections behind each tap: output positions at which it reads a real input, (groups, ...)."""
-    return tap_sums(node, np.ones(input_shape))
+    counts = np.ones(tap_shape(node))
+    if isinstance(node, (Conv1d, Conv2d)):
+        out_shape = output_shape("connections", node, input_shape)
+        for axis, kernel in enumerate(node.weight.shape[2:]):
+            span = node.dilation[axis] * (kernel - 1)
+            padding = span // 2 if node.padding == "same" else node.padding[axis]
+            starts = np.arange(out_shape[1 + axis]) * node.stride[axis] - padding
+            reads = starts + np.arange(kernel)[:, None] * node.dilation[axis]
+            real = np.count_nonzero((reads >= 0) & (reads < input_shape[1 + axis]), axis=1)
+            counts *= real.reshape([-1 if place == 2 + axis else 1 for place in range(counts.ndim)])
+    return counts
 
 
 def dense_fan_out(node: Weighted, input_shape: Shape) -> np.ndarray:

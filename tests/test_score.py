@@ -258,6 +258,28 @@ def test_curves_count_what_their_values_say(kind, size):
         )
 
 
+@pytest.mark.parametrize("size", [1, 2, BLOCK + 1, 3 * BLOCK + 17, 4 * SMALL])
+@pytest.mark.parametrize("kind", ["energy", "magnitude", "share"])
+def test_curves_know_roughly_how_many_without_sorting_more(kind, size):
+    keys = np.abs(np.random.default_rng(size).standard_normal(size)).astype(np.float32)
+    ranked = RankedKeys(keys.copy())
+    curve = {
+        "energy": EnergyCurve(ranked, 0.7),
+        "magnitude": MagnitudeCurve(ranked),
+        "share": ShareCurve(17.0, size),
+    }[kind]
+    ranked.top(1)
+    ready = ranked.ready
+    thresholds = np.geomspace(40.0, 1e-12, 60)
+    found = curve.about(thresholds)
+    assert ranked.ready == ready < (size if size > SMALL else size + 1)
+    exact = np.array([curve.count(threshold) for threshold in thresholds])
+    # A block, and in what is not sorted a straight line for the tail of a bell.
+    assert (np.abs(found - exact) <= BLOCK + 0.15 * (size - ready)).all()
+    assert found[0] <= 1
+    assert (np.diff(found) >= 0).all()
+
+
 def test_energy_curve_with_factor_zero_keeps_the_largest():
     curve = EnergyCurve(RankedKeys(np.array([3, 1, 2], dtype=np.float32)), 0.0)
     assert curve.count(1e-300) == 1

@@ -23,7 +23,7 @@ from slamp.channels import Channels, removable
 from slamp.curves import Curve, EnergyCurve, MagnitudeCurve, RankedKeys, ShareCurve
 from slamp.energy import on_host, prices
 from slamp.errors import BudgetError, MappingError
-from slamp.fans import fans_hold
+from slamp.fans import fans_hold, host_of
 from slamp.graph import SpikingGraph
 from slamp.mapping import place, placeable
 from slamp.measured import use_of
@@ -91,6 +91,7 @@ class _Search:
     scores: Scores
     budget: Budget
     zeros_follow: bool
+    unplaced: str = ""
 
     def __post_init__(self) -> None:
         self.graph = self.scores.graph
@@ -237,32 +238,35 @@ class _Search:
             found |= use_of(small, activity, budget)
         if profile is None:
             return found
+        host = frozenset() if activity is None else on_host(small, profile, activity)
         if budget.memory_bits is not None:
-            found["memory_bits"] = memory_bits(small, live, profile)
+            found["memory_bits"] = memory_bits(small, live, profile, host)
         if self.placed:
-            found[PLACED] = self.cores(small, activity, profile)
-        found[FANS] = float(not fans_hold(small, live, profile))
+            found[PLACED] = self.cores(small, host, profile)
+        found[FANS] = float(not fans_hold(small, live, profile, host))
         return found
 
     @cached_property
     def zeros_save(self) -> bool:
         """Whether memory is left to the zeros that follow."""
         profile = self.budget.profile
-        return self.zeros_follow and profile is not None and zeros_save_memory(self.graph, profile)
+        if profile is None or not self.zeros_follow:
+            return False
+        return zeros_save_memory(self.graph, profile, host_of(self.scores, profile))
 
     @cached_property
     def placed(self) -> bool:
         profile = self.budget.profile
         return profile is not None and placeable(profile)
 
-    def cores(self, small: SpikingGraph, activity: Activity | None, profile: Profile) -> float:
-        host = frozenset() if activity is None else on_host(small, profile, activity)
+    def cores(self, small: SpikingGraph, host: frozenset[str], profile: Profile) -> float:
         if self.zeros_save:
             limits = profile.limits.model_copy(update={"synapse_bits_per_core": None})
             profile = profile.model_copy(update={"limits": limits})
         try:
             return float(place(small, profile, host=host).cores)
-        except MappingError:
+        except MappingError as error:
+            self.unplaced = str(error)
             return math.inf
 
     def activity(self, channels: Channels) -> Activity | None:
@@ -340,7 +344,7 @@ class _Search:
         if kind == FANS:
             return f"{FANS}: one channel per layer still exceeds the limits of a neuron; prune single weights"
         if kind == PLACED and used[PLACED] == math.inf and profile is not None:
-            return f"cores: even with one channel per layer nothing can be placed on {profile.name}; see slamp usage"
+            return f"cores: even with one channel per layer, {self.unplaced}"
         limit = self.limits()[kind]
         return (
             f"{kind}: the budget is {limit:.6g}, but one channel per layer needs {used[kind]:.6g}; "

@@ -53,29 +53,38 @@ def balanced(node: Weighted, keys: np.ndarray, n: int, groups: Sequence[range] =
         n: Weights to keep.
         groups: Ranges of outputs; without any, all are one group.
     """
-    numbers = _lists(node, groups or [range(len(node.weight))])
-    share = n // (int(numbers.max()) + 1)
-    # Largest keys first, list by list; of equal keys the lower flat index leads.
-    descending = np.argsort(-keys, kind="stable")
-    order = descending[np.argsort(numbers[descending], kind="stable")]
-    starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    chosen = order[rank < max(share, 1)]
-    chosen = chosen[keys[chosen] > 0]
+    weight = node.weight
+    spans = list(groups) or [range(len(weight))]
+    parts = node.groups if isinstance(node, (Conv1d, Conv2d)) else 1
+    rows = len(weight) // parts
+    # Every block of weights below holds the lists of one group of a convolution in one range of outputs.
+    blocks = [
+        range(max(span.start, part * rows), min(span.stop, (part + 1) * rows))
+        for span in spans
+        for part in range(parts)
+        if max(span.start, part * rows) < min(span.stop, (part + 1) * rows)
+    ]
+    table = keys.reshape(len(weight), weight.shape[1], -1)
+    share = n // (len(blocks) * weight.shape[1])
+    mask = np.zeros(table.shape, dtype=bool)
+    for block in blocks:
+        lists = np.ascontiguousarray(table[block.start : block.stop].transpose(1, 0, 2)).reshape(weight.shape[1], -1)
+        chosen = _largest_of_each(lists, max(share, 1)).reshape(weight.shape[1], len(block), -1)
+        mask[block.start : block.stop] = chosen.transpose(1, 0, 2)
     if share == 0:
-        chosen = chosen[np.argsort(-keys[chosen], kind="stable")][: max(n, 1)]
-    mask = np.zeros(len(keys), dtype=bool)
-    mask[chosen] = True
-    return mask.reshape(node.weight.shape)
+        firsts = np.flatnonzero(mask)
+        surplus = firsts[np.argsort(-keys[firsts], kind="stable")][max(n, 1) :]
+        mask.reshape(-1)[surplus] = False
+    return mask.reshape(weight.shape)
 
 
-def _lists(node: Weighted, spans: Sequence[range]) -> np.ndarray:
-    """Number the synapse lists: one per source (and group of a convolution) in every range of outputs; flat."""
-    outputs, inputs = node.weight.shape[:2]
-    groups = node.groups if isinstance(node, (Conv1d, Conv2d)) else 1
-    part = np.searchsorted([span.start for span in spans], np.arange(outputs), side="right") - 1
-    row = part * groups + np.arange(outputs) // (outputs // groups)
-    number = row[:, None] * inputs + np.arange(inputs)
-    _, dense = np.unique(number, return_inverse=True)
-    spread = dense.reshape(outputs, inputs, *[1] * (node.weight.ndim - 2))
-    return np.broadcast_to(spread, node.weight.shape).reshape(-1)
+def _largest_of_each(lists: np.ndarray, share: int) -> np.ndarray:
+    """Return a mask of the ``share`` largest positive keys of each row; of equals the lower index."""
+    if share >= lists.shape[1]:
+        return lists > 0
+    least = np.partition(lists, lists.shape[1] - share, axis=1)[:, -share][:, None]
+    above = lists > least
+    equal = (lists == least) & (lists > 0)
+    room = share - above.sum(1, keepdims=True)
+    chosen: np.ndarray = above | (equal & (np.cumsum(equal, axis=1) <= room))
+    return chosen

@@ -37,6 +37,9 @@ class Curve(Protocol):
     def values(self) -> np.ndarray:
         """Scores of ranks 1 to live, float64, shape (live,)."""
 
+    def total(self, n: int) -> float:
+        """Sum of the scores of ranks 2 to n."""
+
 
 @dataclass(eq=False)
 class RankedKeys:
@@ -144,6 +147,13 @@ class EnergyCurve:
         counts = np.ones(len(ratios)) if len(ranks) == 0 else 1 + np.interp(-ratios, falling, ranks, left=0.0)
         return _beyond(self.ranked, counts, np.sqrt(ratios * self.sums.sum()))
 
+    def total(self, n: int) -> float:
+        """Sum of the scores of ranks 2 to n: ``factor * log(S(n) / S(1))``."""
+        self._extend(n)
+        block = (n - 1) // BLOCK
+        energy = self.before[block] + self.ranked.squares(block * BLOCK, n).sum()
+        return self.factor * float(np.log(energy / self.ranked.squares(0, 1)[0]))
+
     def values(self) -> np.ndarray:
         """Scores of ranks 1 to live, float64, shape (live,)."""
         squares = self.ranked.squares(0, self.live)
@@ -227,6 +237,10 @@ class MagnitudeCurve:
         counts = len(tail) - np.searchsorted(tail, roots.astype(np.float32), side="left").astype(np.float64)
         return _beyond(self.ranked, counts, roots)
 
+    def total(self, n: int) -> float:
+        """Sum of the squared keys of ranks 2 to n."""
+        return float(self.ranked.squares(1, n).sum()) if n > 1 else 0.0
+
     def values(self) -> np.ndarray:
         """Scores of ranks 1 to live, float64, shape (live,)."""
         return self.ranked.squares(0, self.live)
@@ -258,6 +272,10 @@ class ShareCurve:
         """Return ``count`` of each threshold above 0, float64."""
         counts: np.ndarray = np.clip(np.floor(self.share / thresholds), 0, self.live)
         return counts
+
+    def total(self, n: int) -> float:
+        """Sum of the scores of ranks 2 to n."""
+        return self.share * float((1.0 / np.arange(2, n + 1)).sum())
 
     def values(self) -> np.ndarray:
         """Scores of ranks 1 to live, float64, shape (live,)."""

@@ -20,6 +20,8 @@ from slamp.profile import Profile
 
 NEURONS, AXONS_IN, AXONS_OUT = "neurons", "input axons", "output axons"
 MEMORY, FORMATS = "synaptic memory, bits", "synapse formats"
+# Share of the memory of a whole layer that its parts together take at least.
+NEARLY = 0.75
 # What one neuron, or one channel, has too much of, and what to do about it.
 ALONE = {
     AXONS_IN: "keep fewer live inputs of each neuron",
@@ -89,7 +91,9 @@ class _Cutter:
     def cut(self) -> Cut:
         counts = self.channel_counts
         limit = self.limits.get(MEMORY, math.inf)
-        first = bisect_left(counts, True, key=lambda count: max(self.memory(count)) <= limit)
+        # Splitting lists saves some index bits at most, so far fewer parts than the whole would fill cannot do.
+        least = bisect_left(counts, NEARLY * max(self.memory(1)) / limit)
+        first = bisect_left(counts, True, least, key=lambda count: max(self.memory(count)) <= limit)
         if first == len(counts):
             raise self.too_much(MEMORY, max(self.memory(counts[-1])), "channel")
         best: tuple[int, int] | None = None
@@ -116,8 +120,11 @@ class _Cutter:
         """Numbers of channel ranges worth trying: one per size of the largest range."""
         channels = self.population.channels
         last = self.weights.get(self.population.layer)
-        if isinstance(last, (Conv1d, Conv2d)) and last.groups > 1:  # groups stay whole
-            return [count for count in range(1, last.groups + 1) if last.groups % count == 0]
+        if isinstance(last, (Conv1d, Conv2d)) and last.groups > 1:  # whole groups, or equal parts of each
+            outputs = channels // last.groups
+            apart = [count for count in range(1, last.groups + 1) if last.groups % count == 0]
+            within = [last.groups * part for part in range(2, outputs + 1) if outputs % part == 0]
+            return apart + within
         return sorted({math.ceil(channels / size) for size in range(1, channels + 1)})
 
     def ranges(self, size: int, count: int) -> list[range]:
@@ -262,5 +269,5 @@ def sliced(node: Weighted, input_shape: tuple[int, ...], span: range) -> tuple[W
     if not isinstance(node, (Conv1d, Conv2d)) or node.groups == 1:
         return replace(node, weight=weight), input_shape
     outputs, inputs = node.weight.shape[0] // node.groups, node.weight.shape[1]
-    groups = len(span) // outputs
+    groups = max(1, len(span) // outputs)  # the span holds whole groups, or lies within one
     return replace(node, weight=weight, groups=groups), (groups * inputs, *input_shape[1:])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 
 from slamp.curves import RankedKeys
+from slamp.energy import on_host
 from slamp.graph import SpikingGraph
 from slamp.nodes import NEURON, Conv1d, Conv2d, Weighted
 from slamp.profile import Figure, Profile
@@ -27,7 +28,12 @@ def within_fans(scores: Scores, profile: Profile | None) -> Scores:
     if fan_in is None and fan_out_most is None:
         return scores
     layers = dict(scores.layers)
+    host = (
+        frozenset() if scores.activity is None or profile is None else on_host(scores.graph, profile, scores.activity)
+    )
     for name, layer in scores.layers.items():
+        if name in host:
+            continue
         node = scores.graph.weighted[name]
         out_most = fan_out_most if behind_neurons(scores.graph, name) else None
         keys = scores.keys(name)
@@ -42,6 +48,13 @@ def within_fans(scores: Scores, profile: Profile | None) -> Scores:
     return replace(scores, layers=MappingProxyType(layers))
 
 
+def host_of(scores: Scores, profile: Profile | None) -> frozenset[str]:
+    """Return the nodes that stay on the host, as far as the activity behind the scores tells."""
+    if scores.activity is None or profile is None:
+        return frozenset()
+    return on_host(scores.graph, profile, scores.activity)
+
+
 def fan_limits(profile: Profile | None) -> tuple[int | None, int | None]:
     """Return the known limits of fan-in and fan-out of a neuron."""
     if profile is None:
@@ -49,10 +62,14 @@ def fan_limits(profile: Profile | None) -> tuple[int | None, int | None]:
     return _number(profile.limits.fan_in), _number(profile.limits.fan_out)
 
 
-def fans_hold(graph: SpikingGraph, masks: Mapping[str, np.ndarray], profile: Profile | None) -> bool:
-    """Whether every neuron keeps to the limits of fan-in and fan-out, if exactly the weights under the masks stay."""
+def fans_hold(
+    graph: SpikingGraph, masks: Mapping[str, np.ndarray], profile: Profile | None, host: Collection[str] = ()
+) -> bool:
+    """Whether every neuron on the chip keeps to its limits of fan-in and fan-out if what is under the masks stays."""
     fan_in, out_most = fan_limits(profile)
     for name, mask in masks.items():
+        if name in host:
+            continue
         if fan_in is not None and int(mask.reshape(len(mask), -1).sum(1).max()) > fan_in:
             return False
         if out_most is not None and behind_neurons(graph, name):

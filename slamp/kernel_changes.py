@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from slamp.graph import SpikingGraph
@@ -10,14 +10,15 @@ from slamp.nodes import Affine, Linear
 from slamp.placement import KernelLayer, KernelNeeds, kernel_cores, kernel_layers
 
 
-def smallest_kernel_change(graph: SpikingGraph, cores: Sequence[KernelNeeds]) -> str:
+def smallest_kernel_change(graph: SpikingGraph, cores: Sequence[KernelNeeds], host: Collection[str] = ()) -> str:
     """Say in one phrase what to remove so that every layer finds a core; see `filters_to_keep`.
 
     Args:
         graph: A network for which `kernel_cores` finds no assignment.
         cores: Memory of each core.
+        host: Layers that stay on the host.
     """
-    layers = kernel_layers(graph)
+    layers = {name: layer for name, layer in kernel_layers(graph).items() if name not in host}
     if (surplus := len(layers) - len(cores)) > 0:
         return f"{surplus} layer{'s' * (surplus > 1)} fewer"
     kept = filters_to_keep(layers, cores)

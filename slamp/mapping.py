@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from slamp.channels import removable
 from slamp.cutting import AXONS_IN, AXONS_OUT, FORMATS, MEMORY, NEURONS, Cut, cut
 from slamp.errors import MappingError
 from slamp.graph import SpikingGraph
@@ -152,7 +153,8 @@ def map_cores(
     found = place(graph, profile, host=host)
     available = cores if cores is not None else found.cores_per_chip
     if available is not None and found.cores > available:
-        raise MappingError(too_many_cores(found, available))
+        fixed = set(graph.weighted) - set(removable(graph))
+        raise MappingError(too_many_cores(found, available, fixed))
     return found
 
 
@@ -192,7 +194,7 @@ def _one_layer_per_core(graph: SpikingGraph, profile: Profile, host: Collection[
     if placed is None:
         raise MappingError(
             f"{profile.name}: no assignment of layers to cores: {kernel_conflict(needs, memories)}; "
-            f"{smallest_kernel_change(graph, memories)}"
+            f"{smallest_kernel_change(graph, memories, host)}"
         )
     parts = []
     for name, need in needs.items():
@@ -212,15 +214,11 @@ def _cores_per_chip(profile: Profile) -> int | None:
 
 def placeable(profile: Profile) -> bool:
     """Whether networks can be placed on the cores of a chip: its rule is ours, and a limit of a core is known."""
-    if profile.mapping.rule == "one layer per core":
-        return bool(core_memories(profile.limits))
-    known = (getattr(profile.limits, name) for name in ("neurons_per_core", "synapse_bits_per_core"))
-    return profile.mapping.rule in MAPPED and any(figure is not None and figure.value is not None for figure in known)
-
-
-def cores_taken(graph: SpikingGraph, profile: Profile, host: Collection[str] = ()) -> int:
-    """Return how many cores a network takes; raises `MappingError` where no number would do, or nothing is placed."""
-    return place(graph, profile, host=host).cores
+    try:
+        check_placeable(profile)
+    except MappingError:
+        return False
+    return True
 
 
 def core_limits(profile: Profile) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -232,7 +230,7 @@ def core_limits(profile: Profile) -> tuple[dict[str, float], tuple[str, ...]]:
     if profile.mapping.rule not in MAPPED:
         raise MappingError(
             f"{profile.name}: mapping rule {profile.mapping.rule!r} places nothing on cores; allowed are "
-            f"{', '.join(MAPPED)} and one layer per core; use memory_bits, density, synapses or sops"
+            f"{', '.join(MAPPED)} and one layer per core; use density, synapses or sops"
         )
     figures: dict[str, Figure | None] = {NEURONS: profile.limits.neurons_per_core}
     if profile.mapping.rule == "contiguous":
@@ -248,17 +246,38 @@ def core_limits(profile: Profile) -> tuple[dict[str, float], tuple[str, ...]]:
     return known, tuple(name for name, figure in figures.items() if figure is not None and figure.value is None)
 
 
-def too_many_cores(found: CoreMap, available: int) -> str:
-    """Say that a mapping takes more cores than there are, and the smallest change that would make it fit."""
+def shares_cores(profile: Profile) -> bool:
+    """Whether parts of several layers may sit on one core."""
+    return profile.mapping.rule == "contiguous"
+
+
+def check_placeable(profile: Profile) -> None:
+    """Raise `MappingError` if networks cannot be placed on the cores of a chip at all."""
+    if profile.mapping.rule != "one layer per core":
+        core_limits(profile)
+    elif not core_memories(profile.limits):
+        raise MappingError(f"{profile.name}: the memories of its cores are not known, so nothing can be placed")
+
+
+def too_many_cores(found: CoreMap, available: int, fixed: Collection[str] = ()) -> str:
+    """Say that a mapping takes more cores than there are, and the smallest change that would make it fit.
+
+    Args:
+        found: The mapping.
+        available: Cores there are.
+        fixed: Layers whose neurons cannot be fewer, such as the outputs of the network.
+    """
     excess = found.cores - available
     where = f"{found.profile}: the network takes {found.cores} cores, {available} are there"
     changes = []
     for layer, parts in found.layers().items():
         left = len(parts) - excess
         forced = found.splits.get(layer)
-        if forced is None or left < 1:
+        if forced is None or left < 1 or (forced == NEURONS and layer in fixed):
             continue
         use, room = sum(part.use.get(forced, 0.0) for part in parts), left * found.limits[0][forced]
+        if room >= use:  # equal parts do not fill their cores, so less of this resource need not mean fewer parts
+            continue
         changes.append((room / use, f"bring {forced} of {layer} from {use:,.0f} to {room:,.0f} or less"))
     if changes:
         return f"{where}; the smallest change: {max(changes)[1]}"

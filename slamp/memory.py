@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -48,12 +48,14 @@ def layer_memory_bits(graph: SpikingGraph, name: str, mask: np.ndarray, profile:
     return min(bits.values())
 
 
-def zeros_save_memory(graph: SpikingGraph, profile: Profile) -> bool:
-    """Whether any layer takes fewer bits on the chip once most of its weights are zero.
+def zeros_save_memory(graph: SpikingGraph, profile: Profile, host: Collection[str] = ()) -> bool:
+    """Whether any layer on the chip takes fewer bits on the chip once most of its weights are zero.
 
     False where the encodings that are known store blocks, or none is known.
     """
     for name, node in graph.weighted.items():
+        if name in host:
+            continue
         alone = np.zeros(node.weight.shape, dtype=bool)
         alone.reshape(-1)[0] = True
         few, whole = (encoded_bits(masked_lists(graph, name, mask), profile) for mask in (alone, np.ones_like(alone)))
@@ -62,6 +64,12 @@ def zeros_save_memory(graph: SpikingGraph, profile: Profile) -> bool:
     return False
 
 
-def memory_bits(graph: SpikingGraph, masks: Mapping[str, np.ndarray], profile: Profile) -> float:
-    """Return the bits of all layers under masks (bool, by weighted node); raises `BudgetError` as above."""
-    return sum(layer_memory_bits(graph, name, mask, profile) for name, mask in masks.items())
+def memory_bits(
+    graph: SpikingGraph, masks: Mapping[str, np.ndarray], profile: Profile, host: Collection[str] = ()
+) -> float:
+    """Return the bits of all layers under masks (bool, by weighted node), those on the host left out.
+
+    Raises:
+        BudgetError: How the chip stores one of them is not known.
+    """
+    return sum(layer_memory_bits(graph, name, mask, profile) for name, mask in masks.items() if name not in host)

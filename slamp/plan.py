@@ -11,8 +11,9 @@ that are kept get louder).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -105,35 +106,72 @@ def _solved(
     _check_feasible(problem)
     multipliers, counts = multipliers_for(problem)
     counts = fill(problem, multipliers, counts)
+    found: dict[str, float] = {}
+    for resource, multiplier in zip(problem.names, multipliers, strict=True):
+        name = resource.partition("[")[0]
+        found[name] = found.get(name, 0.0) + multiplier
+    return Plan(
+        method=scores.method,
+        keep=MappingProxyType(dict(zip(scores.layers, counts, strict=True))),
+        sizes=MappingProxyType(scores.sizes),
+        usage=MappingProxyType(_usage(scores, budget, problem, counts)),
+        multipliers=MappingProxyType(found),
+        binding=tuple(name for name, value in found.items() if value > 0),
+    )
+
+
+def _usage(scores: Scores, budget: Budget, problem: Problem, counts: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """Return (used, limit) of every budget, each in its own unit."""
     total = sum(scores.sizes.values())
     usage: dict[str, tuple[float, float]] = {}
-    found: dict[str, float] = {}
-    for k, (resource, multiplier) in enumerate(zip(problem.names, multipliers, strict=True)):
+    for k, resource in enumerate(problem.names):
         name = resource.partition("[")[0]
-        used, limit = problem.used(k, counts), problem.limits[k]
+        used, limit = problem.used(k, list(counts)), problem.limits[k]
         if name == "density":
             used, limit = used / total, max(_asked_density(budget), limit / total)
         if name == "energy_pj":
             fixed = float(budget.energy_pj or 0.0) - limit
             used, limit = used + fixed, limit + fixed
         usage[name] = max(usage.get(name, (0.0, 0.0)), (used, limit))
-        found[name] = found.get(name, 0.0) + multiplier
-    return Plan(
-        method=scores.method,
-        keep=MappingProxyType(dict(zip(scores.layers, counts, strict=True))),
-        sizes=MappingProxyType(scores.sizes),
-        usage=MappingProxyType(usage),
-        multipliers=MappingProxyType(found),
-        binding=tuple(name for name, value in found.items() if value > 0),
-    )
+    return usage
+
+
+@dataclass(eq=False)
+class LinearUse:
+    """What numbers of weights take of the budgets that are linear in them; memory and cores are not looked at."""
+
+    scores: Scores
+    budget: Budget
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The budgets, every step of the busiest among them."""
+        steps = range(len(step_loads(self.scores))) if self.budget.sops_per_step is not None else ()
+        return _problem(self.scores, self.budget, True, {}, steps, without=("memory_bits",))
+
+    def holds(self, keep: Mapping[str, int]) -> bool:
+        """Whether every one of them holds."""
+        return self.problem.fits(list(keep.values()))
+
+    def usage(self, keep: Mapping[str, int]) -> dict[str, tuple[float, float]]:
+        """Return (used, limit) of each."""
+        return _usage(self.scores, self.budget, self.problem, list(keep.values()))
 
 
 def _problem(
-    scores: Scores, budget: Budget, cost_aware: bool, bits_per_weight: Mapping[str, float], steps: Sequence[int]
+    scores: Scores,
+    budget: Budget,
+    cost_aware: bool,
+    bits_per_weight: Mapping[str, float],
+    steps: Sequence[int],
+    *,
+    without: Collection[str] = (),
 ) -> Problem:
     names: list[str] = []
     limits: list[float] = []
     for name, value in budget.given.items():
+        if name in without:
+            continue
         if name in ("density", "sparsity"):
             names.append("density")
             limits.append(float(_allowed_weights(name, value, sum(scores.sizes.values()))))

@@ -104,8 +104,8 @@ class Figure(_Table):
         return float(self.value)
 
 
-def _in(unit: str, *, least: float = 0) -> Any:
-    """Annotation of a figure with one allowed unit and a least value."""
+def _in(unit: str, *, least: float = 0, whole: bool = False) -> Any:
+    """Annotation of a figure with one allowed unit, a least value, and whole numbers only if asked."""
 
     def check(figure: Figure | None) -> Figure | None:
         if figure is None:
@@ -115,6 +115,8 @@ def _in(unit: str, *, least: float = 0) -> Any:
         values = figure.value if isinstance(figure.value, tuple) else (figure.value,)
         if any(value is not None and value < least for value in values):
             raise ValueError(f"value is {figure.value}, allowed is {least:g} or more")
+        if whole and any(value is not None and value != int(value) for value in values):
+            raise ValueError(f"value is {figure.value}, allowed are whole numbers")
         return figure
 
     return AfterValidator(check)
@@ -123,17 +125,17 @@ def _in(unit: str, *, least: float = 0) -> Any:
 class Limits(_Table):
     """Capacities of a chip; an absent key is not modeled, an unknown one says so."""
 
-    cores_per_chip: Annotated[Figure | None, _in("cores")] = None
-    neurons_per_core: Annotated[Figure | None, _in("neurons")] = None
+    cores_per_chip: Annotated[Figure | None, _in("cores", least=1, whole=True)] = None
+    neurons_per_core: Annotated[Figure | None, _in("neurons", least=1, whole=True)] = None
     neurons_per_chip: Annotated[Figure | None, _in("neurons")] = None
-    synapses_per_core: Annotated[Figure | None, _in("synapses")] = None
+    synapses_per_core: Annotated[Figure | None, _in("synapses", least=1, whole=True)] = None
     synapses_per_chip: Annotated[Figure | None, _in("synapses")] = None
-    synapse_bits_per_core: Annotated[Figure | None, _in("bits")] = None
-    axons_in_per_core: Annotated[Figure | None, _in("axons")] = None
-    axons_out_per_core: Annotated[Figure | None, _in("axons")] = None
-    synapse_formats_per_core: Annotated[Figure | None, _in("formats")] = None
-    fan_in: Annotated[Figure | None, _in("synapses")] = None
-    fan_out: Annotated[Figure | None, _in("synapses")] = None
+    synapse_bits_per_core: Annotated[Figure | None, _in("bits", least=1, whole=True)] = None
+    axons_in_per_core: Annotated[Figure | None, _in("axons", least=1, whole=True)] = None
+    axons_out_per_core: Annotated[Figure | None, _in("axons", least=1, whole=True)] = None
+    synapse_formats_per_core: Annotated[Figure | None, _in("formats", least=1, whole=True)] = None
+    fan_in: Annotated[Figure | None, _in("synapses", least=1, whole=True)] = None
+    fan_out: Annotated[Figure | None, _in("synapses", least=1, whole=True)] = None
     fan_out_mean: Annotated[Figure | None, _in("synapses")] = None
     input_channels: Annotated[Figure | None, _in("channels")] = None
     output_neurons: Annotated[Figure | None, _in("neurons")] = None

@@ -9,6 +9,7 @@ import torch
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
 from slamp.capture import read_graph
+from slamp.errors import BudgetError
 from slamp.measured import BATCH, exceeds, use_of
 from slamp.prune_channels import prune_channels
 from slamp.prune_weights import Pruned, Pruning, Round, Schedule, prune_weights
@@ -45,6 +46,11 @@ def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned
         return prune_weights(net, raster, pruning)
     profile, directory = pruning.budget.profile, pruning.directory
     zeros_follow = profile is not None and profile.sparsity.unstructured
+    if not zeros_follow and (pruning.schedule != "one-shot" or pruning.balance):
+        raise BudgetError(
+            "structured: channels go in one shot, and what is left has nothing to balance; "
+            "leave out schedule and balance, or name a chip on which single zeros pay"
+        )
     first = replace(pruning, directory=None if directory is None else directory / "channels")
     whole = prune_channels(net, raster, first, zeros_follow=zeros_follow)
     if not zeros_follow:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from slamp.checkpoint import Checkpoint
 from slamp.energy import on_host
 from slamp.errors import ArtifactError, BudgetError, MappingError
 from slamp.graph import SpikingGraph
-from slamp.mapping import cores_taken
+from slamp.mapping import place
 from slamp.masks import Masks, load_pruned, make_masks, masked_copy, save_pruned
 from slamp.measured import BATCH, exceeds, measured_sops, measured_use, spent, use_of
 from slamp.memory import memory_bits
@@ -135,8 +136,8 @@ def prune_weights(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -
         if exceeds(use, budget):
             current, _ = read_graph(pruned, raster.features, raster.dt)
             scores = scores_of(current, calibrate(current, raster.batches(BATCH)), raster, pruning)
-            pruned, plan = trim(pruned, scores, raster, budget, progress=pruning.progress)
-        elif spent(use, budget) < SPENT and _measured_binds(plan, budget):
+            pruned, plan = trim(pruned, scores, raster, budget, balance=pruning.balance, progress=pruning.progress)
+        elif spent(use, budget) < SPENT and _measured_binds(plan, budget) and not pruning.balance:
             pruned = stepped(pruned, net, scores, raster, budget, progress=pruning.progress)
         use = measured_use(pruned, raster, budget)
         if exceeds(use, budget):
@@ -145,13 +146,15 @@ def prune_weights(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -
             )
         if spent(use, budget) < SPENT and _measured_binds(plan, budget):
             what = "SOP" if "energy_pj" not in plan.binding else "energy"
-            shortfall = (
-                f"{spent(use, budget):.1%} of the {what} budget is spent: of the weights tried, every one more exceeds "
-                "a budget"
-            )
+            why = "of the weights tried, every one more exceeds a budget"
+            if pruning.balance:
+                why = "masks are balanced, and single weights would undo that"
+            shortfall = f"{spent(use, budget):.1%} of the {what} budget is spent: {why}"
     masks = masks_of(pruned, raster)
     if not other_budgets_hold(scores.graph, scores.activity, masks, budget):
         raise BudgetError("budget: the pruned network exceeds a budget its plan kept to; this is a defect")
+    asked = {name: (plan.usage[name][0], limit) for name, limit in budget.measured.items() if name in plan.usage}
+    plan = replace(plan, usage=MappingProxyType({**plan.usage, **asked}))
     return Pruned(pruned, masks, plan, tuple(rounds), measured_sops(pruned, raster), shortfall)
 
 
@@ -242,11 +245,12 @@ def _dense_usage(scores: Scores, dense: Activity, budget: Budget) -> dict[str, f
     )
     totals = {"density": 1.0, "sparsity": 1.0, "synapses": float(synapses), **use_of(scores.graph, dense, budget)}
     if budget.memory_bits is not None and profile is not None:
-        totals["memory_bits"] = memory_bits(graph, {n: node.weight != 0 for n, node in graph.weighted.items()}, profile)
+        whole = {name: node.weight != 0 for name, node in graph.weighted.items()}
+        totals["memory_bits"] = memory_bits(graph, whole, profile, on_host(graph, profile, dense))
     if budget.cores is not None and profile is not None:
         host = on_host(graph, profile, dense)
         try:
-            totals["cores"] = float(cores_taken(graph, profile, host))
+            totals["cores"] = float(place(graph, profile, host=host).cores)
         except MappingError:  # the dense network cannot be placed at all
             totals["cores"] = 2 * budget.cores
     return totals

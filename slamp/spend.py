@@ -13,7 +13,7 @@ from slamp.energy import on_host
 from slamp.errors import BudgetError, MappingError
 from slamp.fans import fans_hold
 from slamp.graph import SpikingGraph
-from slamp.mapping import cores_taken
+from slamp.mapping import place
 from slamp.masks import Masks, make_masks, masked_copy
 from slamp.measured import exceeds, measured_use, spent
 from slamp.memory import memory_bits
@@ -31,12 +31,18 @@ STEP_WEIGHTS = 64
 
 
 def trim(
-    net: torch.nn.Module, scores: Scores, raster: SpikeRaster, budget: Budget, *, progress: bool = False
+    net: torch.nn.Module,
+    scores: Scores,
+    raster: SpikeRaster,
+    budget: Budget,
+    *,
+    balance: str = "",
+    progress: bool = False,
 ) -> tuple[torch.nn.Module, Plan]:
     """Remove the least important weights until measured use lies within [0.98 B, B], or as near below as it comes.
 
     Of several measured budgets the one that is used most counts. The bisection sees only what thresholds can give;
-    where that jumps over the window, single weights decide.
+    where that jumps over the window, single weights decide, unless the masks are balanced, which those would undo.
     """
     limits = budget.measured
     measured = spent(measured_use(net, raster, budget), budget)
@@ -49,7 +55,9 @@ def trim(
         for _ in range(TRIMS):
             advance(1)
             try:
-                plan = allocate(scores, budget.with_limits({name: asked * limit for name, limit in limits.items()}))
+                plan = allocate(
+                    scores, budget.with_limits({name: asked * limit for name, limit in limits.items()}), balance=balance
+                )
             except BudgetError:  # below one weight per layer
                 low, asked = asked, (asked + high) / 2
                 continue
@@ -70,6 +78,8 @@ def trim(
             f"budget: {named} cannot be reached by trimming; the last trial used {found:.3g} times that; "
             "ask for at least that"
         )
+    if balance:
+        return below[1], below[2]
     result = stepped(above[1], net, scores, raster, budget, progress=progress)
     if exceeds(measured_use(result, raster, budget), budget):
         result = stepped(below[1], net, scores, raster, budget, progress=progress)
@@ -174,20 +184,18 @@ def other_budgets_hold(graph: SpikingGraph, activity: Activity | None, masks: Ma
         )
         if used > budget.synapses:
             return False
-    if not fans_hold(graph, masks.arrays, profile):
+    if profile is None:
+        return True
+    host = frozenset() if activity is None else on_host(graph, profile, activity)
+    if not fans_hold(graph, masks.arrays, profile, host):
         return False
     limit = budget.memory_bits
-    if limit is not None and profile is not None and memory_bits(graph, masks.arrays, profile) > limit:
+    if limit is not None and memory_bits(graph, masks.arrays, profile, host) > limit:
         return False
-    return _cores_hold(graph, activity, masks, budget)
-
-
-def _cores_hold(graph: SpikingGraph, activity: Activity | None, masks: Masks, budget: Budget) -> bool:
-    if budget.cores is None or budget.profile is None:
+    if budget.cores is None:
         return True
-    host = frozenset() if activity is None else on_host(graph, budget.profile, activity)
     try:
-        return cores_taken(masked_graph(graph, masks.arrays), budget.profile, host) <= budget.cores
+        return place(masked_graph(graph, masks.arrays), profile, host=host).cores <= budget.cores
     except MappingError:
         return False
 

@@ -13,7 +13,7 @@ from slamp.atomic import write_atomically
 from slamp.energy import on_host
 from slamp.errors import MissingDependencyError
 from slamp.manifest import versions
-from slamp.mapping import cores_taken
+from slamp.mapping import place
 from slamp.measure import Accounts
 from slamp.measured import use_of
 from slamp.memory import memory_bits
@@ -186,10 +186,11 @@ def _budgets(run: Run, pruning: Pruning) -> list[dict[str, Any]]:
     }
     profile = pruning.budget.profile
     if pruning.budget.memory_bits is not None and profile is not None:
-        used["memory_bits"] = memory_bits(run.shipped, run.pruned.masks.arrays, profile)
+        host = on_host(run.shipped, profile, run.after.activity)
+        used["memory_bits"] = memory_bits(run.shipped, run.pruned.masks.arrays, profile, host)
     if pruning.budget.cores is not None and profile is not None:
         host = on_host(run.shipped, profile, run.after.activity)
-        used["cores"] = float(cores_taken(run.shipped, profile, host))
+        used["cores"] = float(place(run.shipped, profile, host=host).cores)
     return [
         {
             "name": name,

@@ -147,7 +147,9 @@ def test_what_cores_cannot_be_is_refused(scored: Scores) -> None:
     speck = load_profile("speck2f")
     layers = len(scored.graph.weighted)
     assert allocate(scored, speck.budget(cores=layers)).usage["cores"] == (layers, layers)
-    with pytest.raises(BudgetError, match=rf"takes {layers} cores, {layers - 1} are there; each layer takes one"):
+    with pytest.raises(
+        BudgetError, match=rf"two layers on one core, and there are {layers}; ask for at least {layers}"
+    ):
         allocate(scored, speck.budget(cores=layers - 1))
 
 

@@ -160,7 +160,7 @@ CORES = 'cores_per_chip = { value = 4, unit = "cores", source = "sheet", status 
 WRONG = {
     "unknown key": (CORES, CORES + "\nspam = 3", "limits.spam: unknown key", 1),
     "missing source": (CORES, 'cores_per_chip = { value = 4, unit = "cores", status = "code" }', "source is mis", 0),
-    "negative": (CORES, CORES.replace("4", "-4"), "limits.cores_per_chip: value is -4, allowed is 0 or more", 0),
+    "negative": (CORES, CORES.replace("4", "-4"), "limits.cores_per_chip: value is -4, allowed is 1 or more", 0),
     "wrong unit": (CORES, CORES.replace('"cores"', '"neurons"'), "unit is 'neurons', allowed is 'cores'", 0),
     "number as text": (CORES, CORES.replace("= 4", '= "4"'), "allowed is a number, .*found '4'", 0),
     "bool": (CORES, CORES.replace("= 4", "= true"), "allowed is a number, .*found True", 0),

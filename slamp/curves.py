@@ -130,7 +130,8 @@ class EnergyCurve:
             return self.live
         ratio = self._ratio(threshold)
         n = self._count_ready(ratio)
-        while n == self.ranked.ready < len(self.ranked.keys):
+        # Not `ranked.ready`: others may have had more keys sorted than are summed here.
+        while n == len(self.sums) * BLOCK < len(self.ranked.keys):
             self._extend(n + 1)
             n = self._count_ready(ratio)
         return min(n, self.live)
@@ -145,7 +146,7 @@ class EnergyCurve:
         falling = np.concatenate([-squares[1:] / np.cumsum(squares)[:-1], self.falling[1:]])
         ranks = np.concatenate([np.arange(1.0, len(squares)), np.arange(1, len(self.falling)) * float(BLOCK)])
         counts = np.ones(len(ratios)) if len(ranks) == 0 else 1 + np.interp(-ratios, falling, ranks, left=0.0)
-        return _beyond(self.ranked, counts, np.sqrt(ratios * self.sums.sum()))
+        return _beyond(self.ranked, len(self.sums) * BLOCK, counts, np.sqrt(ratios * self.sums.sum()))
 
     def total(self, n: int) -> float:
         """Sum of the scores of ranks 2 to n: ``factor * log(S(n) / S(1))``."""
@@ -235,7 +236,7 @@ class MagnitudeCurve:
         roots = np.sqrt(thresholds)
         tail = self.ranked.top(1)
         counts = len(tail) - np.searchsorted(tail, roots.astype(np.float32), side="left").astype(np.float64)
-        return _beyond(self.ranked, counts, roots)
+        return _beyond(self.ranked, len(tail), counts, roots)
 
     def total(self, n: int) -> float:
         """Sum of the squared keys of ranks 2 to n."""
@@ -283,9 +284,9 @@ class ShareCurve:
         return values
 
 
-def _beyond(ranked: RankedKeys, counts: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Return counts where the least key counted is sorted, else a guess: that keys fall to 0 along a straight line."""
-    ready = min(ranked.ready, ranked.live)
+def _beyond(ranked: RankedKeys, known: int, counts: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return counts where the least key is among the ``known``, else a guess: keys fall to 0 along a straight line."""
+    ready = min(known, ranked.live)
     least = float(ranked.nth(ready))
     guessed = ranked.live - (ranked.live - ready) * keys / least
     result: np.ndarray = np.where(keys >= least, np.minimum(counts, ready), guessed)

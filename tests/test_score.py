@@ -258,6 +258,18 @@ def test_curves_count_what_their_values_say(kind, size):
         )
 
 
+@pytest.mark.parametrize("kind", [EnergyCurve, MagnitudeCurve])
+def test_curves_count_right_after_others_had_keys_sorted(kind):
+    keys = np.abs(np.random.default_rng(0).standard_normal(4 * SMALL)).astype(np.float32)
+    arguments = (1.0,) if kind is EnergyCurve else ()
+    threshold = kind(RankedKeys(keys.copy()), *arguments).value(3 * SMALL // 2)
+    ranked = RankedKeys(keys.copy())
+    curve = kind(ranked, *arguments)
+    ready = ranked.ready
+    ranked.nth(ready + 1)
+    assert curve.count(threshold) == 3 * SMALL // 2 > ready
+
+
 @pytest.mark.parametrize("size", [1, 2, BLOCK + 1, 3 * BLOCK + 17, 4 * SMALL])
 @pytest.mark.parametrize("kind", ["energy", "magnitude", "share"])
 def test_curves_know_roughly_how_many_without_sorting_more(kind, size):

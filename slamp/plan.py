@@ -2,7 +2,8 @@
 
 Maximizes ``sum_l A_l^(2 eta) log S_l(n_l)`` subject to ``sum_l c_{k,l} n_l <= B_k``: keep a weight if and only if its
 score is at least ``sum_k lambda_k c_{k,l}``. Each layer term is concave in ``n_l``, so for any multipliers the result
-is optimal for the budget it attains; against the budgets asked the loss is at most the score of one weight per budget.
+is optimal for the budget it attains; against the budgets asked the loss is at most the score of one weight per budget,
+where the taps of a layer cost alike.
 
 Ranking uses a layer's mean cost, accounting the exact cost of every tap (ranking taps by cost overshoots: quiet inputs
 that are kept get louder).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from slamp.digests import kept_hash
 from slamp.errors import MaskError
 from slamp.graph import SpikingGraph
 from slamp.nodes import WEIGHTED, Conv1d, Conv2d, Output, Weighted
@@ -59,11 +59,7 @@ class Channels:
     @cached_property
     def hash(self) -> str:
         """sha256 over which outputs stay."""
-        digest = hashlib.sha256()
-        for name, array in self.arrays.items():
-            digest.update(f"{name}{array.shape}".encode())
-            digest.update(np.packbits(array).tobytes())
-        return digest.hexdigest()
+        return kept_hash(self.arrays.items())
 
 
 def removable(graph: SpikingGraph) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ def masked_graph(graph: SpikingGraph, masks: Mapping[str, np.ndarray]) -> Spikin
 
 def _output_ranges(graph: SpikingGraph, scores: Scores, profile: Profile | None) -> dict[str, list[range]]:
     """Return the output ranges of each layer that lie on one core each; nothing where the chip places no parts."""
-    if profile is None or profile.mapping.rule != "contiguous":
+    if profile is None or not shares_cores(profile):
         return {}
     try:
         layers = place(graph, profile, host=host_of(scores, profile)).layers()

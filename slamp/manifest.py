@@ -12,9 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slamp.atomic import new_directory, write_atomically
+from slamp.digests import kept_hash
 from slamp.errors import ArtifactError, OutputDirectoryError
 from slamp.graph import SpikingGraph, load_graph
 
@@ -190,11 +189,7 @@ class StagedArtifact:
 
 def mask_hash(graph: SpikingGraph) -> str:
     """sha256 over which weights of the graph are not zero."""
-    digest = hashlib.sha256()
-    for name, node in graph.weighted.items():
-        digest.update(f"{name}{node.weight.shape}".encode())
-        digest.update(np.packbits(node.weight != 0).tobytes())
-    return digest.hexdigest()
+    return kept_hash((name, node.weight != 0) for name, node in graph.weighted.items())
 
 
 def versions() -> dict[str, str]:

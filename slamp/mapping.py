@@ -163,7 +163,7 @@ def place(graph: SpikingGraph, profile: Profile, *, host: Collection[str] = ()) 
     if profile.mapping.rule == "one layer per core":
         return _one_layer_per_core(graph, profile, host)
     limits, unchecked = core_limits(profile)
-    shares = profile.mapping.rule == "contiguous"
+    shares = shares_cores(profile)
     cuts: list[Cut] = []
     destinations: dict[str, Any] = {}  # by neurons, the number of parts each of them reaches
     for population in reversed(populations(graph, host=host)):
@@ -186,9 +186,8 @@ def place(graph: SpikingGraph, profile: Profile, *, host: Collection[str] = ()) 
 
 def _one_layer_per_core(graph: SpikingGraph, profile: Profile, host: Collection[str]) -> CoreMap:
     """Match layers to cores whose memories differ; the layers are not split."""
+    check_placeable(profile)
     memories = core_memories(profile.limits)
-    if not memories:
-        raise MappingError(f"{profile.name}: the memories of its cores are not known, so nothing can be placed")
     needs = {name: need for name, need in kernel_needs(graph).items() if name not in host}
     placed = kernel_cores(needs, memories)
     if placed is None:
@@ -233,7 +232,7 @@ def core_limits(profile: Profile) -> tuple[dict[str, float], tuple[str, ...]]:
             f"{', '.join(MAPPED)} and one layer per core; use density, synapses or sops"
         )
     figures: dict[str, Figure | None] = {NEURONS: profile.limits.neurons_per_core}
-    if profile.mapping.rule == "contiguous":
+    if shares_cores(profile):
         figures |= {
             AXONS_IN: profile.limits.axons_in_per_core,
             AXONS_OUT: profile.limits.axons_out_per_core,
@@ -292,9 +291,7 @@ def too_many_cores(found: CoreMap, available: int, fixed: Collection[str] = ()) 
     return f"{where}; their rests do not add up: {tightest} is tightest, {total[tightest]:,.0f} of {room:,.0f}"
 
 
-def _first_with_room(
-    taken: Sequence[Mapping[str, float]], use: Mapping[str, float], limits: Mapping[str, float]
-) -> int:
+def _first_with_room(taken: Sequence[Use], use: Use, limits: Use) -> int:
     for core, used in enumerate(taken):
         if all(used.get(name, 0.0) + use.get(name, 0.0) <= limit for name, limit in limits.items()):
             return core

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import ItemsView, Iterator, KeysView, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from slamp.allocate import Plan, masks_of_plan
 from slamp.atomic import write_atomically
 from slamp.balance import check_balance
 from slamp.channels import Channels
+from slamp.digests import kept_hash
 from slamp.errors import ArtifactError, MaskError
 from slamp.fans import within_fans
 from slamp.score import Scores
@@ -82,11 +82,7 @@ class Masks:
     @cached_property
     def hash(self) -> str:
         """sha256 over the masks; equals `slamp.manifest.mask_hash` of a graph pruned by them."""
-        digest = hashlib.sha256()
-        for name, array in self.arrays.items():
-            digest.update(f"{name}{array.shape}".encode())
-            digest.update(np.packbits(array).tobytes())
-        return digest.hexdigest()
+        return kept_hash(self.arrays.items())
 
 
 def make_masks(scores: Scores, plan: Plan, *, balance: str | None = None) -> Masks:

@@ -21,9 +21,9 @@ STAND_IN = MagicMock(name="samna")
 sys.modules.update(dict.fromkeys((*SAMNA, *SAMNA_PARTS), STAND_IN))
 
 import sinabs.layers  # noqa: E402  # the stand-in comes first
-import torch  # noqa: E402
-from sinabs.backend.dynapcnn import DynapcnnNetwork  # noqa: E402
-from sinabs.backend.dynapcnn.chip_factory import ChipFactory  # noqa: E402
+import torch  # noqa: E402  # the stand-in comes first
+from sinabs.backend.dynapcnn import DynapcnnNetwork  # noqa: E402  # the stand-in comes first
+from sinabs.backend.dynapcnn.chip_factory import ChipFactory  # noqa: E402  # the stand-in comes first
 
 Layer = dict[str, Any]
 

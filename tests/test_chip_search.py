@@ -117,7 +117,7 @@ def test_curves_add_up_to_their_values() -> None:
                 assert layer.curve.total(n) == pytest.approx(values[1:n].sum(), rel=1e-9, abs=1e-12)
 
 
-def test_balance_survives_a_budget_of_operations(trained: SequentialState) -> None:  # noqa: F811
+def test_balance_survives_a_budget_of_operations(trained: SequentialState) -> None:  # noqa: F811  # the fixture
     budget = load_profile("loihi1").budget(sops=2000)
     pruned = prune(trained, TASK, Pruning(budget, balance="fan_out"))
     assert pruned.sops <= 2000
@@ -128,7 +128,7 @@ def test_balance_survives_a_budget_of_operations(trained: SequentialState) -> No
         assert len(set(counts[counts > 0].tolist())) == 1, name
 
 
-def test_plans_name_the_limits_that_were_asked(trained: SequentialState) -> None:  # noqa: F811
+def test_plans_name_the_limits_that_were_asked(trained: SequentialState) -> None:  # noqa: F811  # the fixture
     pruned = prune(trained, TASK, Pruning(Budget(sops=2000)))
     assert pruned.plan.usage["sops"][1] == 2000
 

@@ -652,7 +652,7 @@ def test_channels_are_read_only_and_count_what_stays() -> None:
     with pytest.raises(ValueError, match="read-only"):
         channels["a"][0] = False
     with pytest.raises(TypeError):
-        channels.arrays["a"] = given_array  # type: ignore[index]
+        channels.arrays["a"] = given_array  # type: ignore[index]  # a mapping proxy refuses it
 
 
 @pytest.mark.parametrize(

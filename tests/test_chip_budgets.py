@@ -155,11 +155,11 @@ def test_what_cores_cannot_be_is_refused(scored: Scores) -> None:
 
 def test_cores_hold_after_retraining(trained: SequentialState) -> None:
     profile = limited(synapse_bits_per_core=6_400)
-    pruned = prune(trained, TASK, Pruning(profile.budget(cores=2)))
+    pruned = prune(trained, TASK, Pruning(profile.budget(cores=2), train=training(2)))
     graph = capture(pruned.net, TASK)
     assert map_cores(graph, profile, cores=2).cores <= 2
     assert pruned.plan.binding == ("cores",)
-    staged = prune(trained, TASK, Pruning(profile.budget(cores=2), schedule="iterative"))
+    staged = prune(trained, TASK, Pruning(profile.budget(cores=2), schedule="iterative", train=training(2)))
     assert map_cores(capture(staged.net, TASK), profile, cores=2).cores <= 2
     assert len(staged.rounds) > 1
 

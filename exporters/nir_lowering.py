@@ -17,6 +17,7 @@ from typing import Any
 import nir
 import numpy as np
 
+from slamp.arithmetic import FixedPoint
 from slamp.errors import ArtifactError, UnsupportedNodeError
 from slamp.graph import SpikingGraph, graph_from_parts, graph_header
 from slamp.nodes import (
@@ -67,8 +68,12 @@ def lower(graph: SpikingGraph, strict: bool = True) -> nir.NIRGraph:
             and readers that ignore metadata compute another network.
 
     Raises:
-        UnsupportedNodeError: NIR cannot say a node; the message names it.
+        UnsupportedNodeError: NIR cannot say a node, which the message names, or the graph is in fixed point.
     """
+    if isinstance(graph.arithmetic, FixedPoint):
+        raise UnsupportedNodeError(
+            "graph: is in fixed point, and NIR means real numbers; export the float graph it was made from"
+        )
     for name, node in graph.nodes.items():
         _check(name, node, graph, strict)
     nodes = {}

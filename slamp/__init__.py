@@ -18,6 +18,7 @@ from importlib.metadata import version as _version
 from slamp import errors
 from slamp.activity import Activity
 from slamp.allocate import Plan, allocate
+from slamp.arithmetic import FixedPoint, Float32
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
 from slamp.capture import capture, check_module
@@ -34,7 +35,7 @@ from slamp.measure import accuracy
 from slamp.profile import Profile, installed_profiles, load_profile
 from slamp.prune import Pruned, Pruning, prune
 from slamp.raster import SpikeRaster, load_samples, save_samples
-from slamp.reading import load_nir
+from slamp.reading import load_net, load_nir
 from slamp.recover import recover
 from slamp.retrain import Train, retrain
 from slamp.score import Scores, score
@@ -52,6 +53,8 @@ __all__ = [
     "Budget",
     "Checkpoint",
     "CoreMap",
+    "FixedPoint",
+    "Float32",
     "Masks",
     "Plan",
     "Profile",
@@ -79,6 +82,7 @@ __all__ = [
     "installed_profiles",
     "load_graph",
     "load_masks",
+    "load_net",
     "load_nir",
     "load_profile",
     "load_pruned",

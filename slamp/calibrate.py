@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from slamp.activity import Activity, LayerActivity, NeuronActivity
-from slamp.dynamics import NeuronDynamics, NeuronState, TensorFunction, exact_float32, stateless_function
+from slamp.dynamics import NeuronState, TensorFunction, exact_float32
+from slamp.engine import Dynamics, engine_of
 from slamp.errors import RasterError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
@@ -117,8 +118,9 @@ class _Meter:
         self.steps = first.steps
         self.input_is_spikes = first.is_spikes
         self.samples = 0
-        self.dynamics: dict[str, NeuronDynamics] = {}
-        self.functions: dict[str, TensorFunction] = {}
+        self.dynamics: Mapping[str, Dynamics]
+        self.functions: Mapping[str, TensorFunction]
+        self.dynamics, self.functions = engine_of(graph, first)
         self.neurons: dict[str, _NeuronTotals] = {}
         self.layers: dict[str, _LayerTotals] = {}
         spike_fed = {graph.input} if first.is_spikes else set()  # carry spikes, possibly pooled
@@ -127,13 +129,11 @@ class _Meter:
             node = graph.nodes[name]
             sources = graph.sources(name)
             if isinstance(node, NEURON):
-                self.dynamics[name] = NeuronDynamics(node, graph.device)
                 self.neurons[name] = _NeuronTotals(node, graph.shapes[name], first.steps)
                 if isinstance(node, SPIKING):
                     spike_fed.add(name)
                     binary.add(name)
                 continue
-            self.functions[name] = stateless_function(node, graph.device)
             if isinstance(node, WEIGHTED):
                 kernel = _Kernel(_next_neuron(graph, name), graph.device)
                 shape = graph.shapes[sources[0]]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from slamp.archives import read_arrays
+from slamp.arithmetic import ARITHMETICS, Arithmetic, FixedPoint, Float32, fixed_point_problems
 from slamp.atomic import write_atomically
 from slamp.errors import ArtifactError, GraphError
 from slamp.nodes import (
@@ -38,13 +39,6 @@ NodeT = TypeVar("NodeT", bound=Node)
 FORMAT = "slamp-graph-1"
 
 
-@dataclass(frozen=True, slots=True)
-class Float32:
-    """Arithmetic of Norse: IEEE float32, in Norse's operation order."""
-
-    name: str = "float32"
-
-
 @dataclass(frozen=True, eq=False)
 class SpikingGraph:
     """A discrete-time spiking network: nodes, ordered edges, time step, arithmetic.
@@ -56,7 +50,7 @@ class SpikingGraph:
         nodes: Node by name, in the order the network computes them.
         edges: (source, target) pairs.
         dt: Time step in seconds.
-        arithmetic: `Float32`.
+        arithmetic: `Float32` or `FixedPoint`; the latter says what the numbers in the nodes mean.
         parameters: For weighted nodes, the name of the module parameter behind the weight (not part of the meaning).
         device: torch device the graph is simulated on (not part of the meaning).
 
@@ -67,7 +61,7 @@ class SpikingGraph:
     nodes: Mapping[str, Node]
     edges: tuple[tuple[str, str], ...]
     dt: float
-    arithmetic: Float32 = field(default_factory=Float32)
+    arithmetic: Arithmetic = field(default_factory=Float32)
     parameters: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
 
@@ -223,8 +217,9 @@ def _json_settings(node: Node) -> dict[str, Any]:
 def _from_parts(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> SpikingGraph:
     if header.get("format") != FORMAT:
         raise ValueError(f"format is {header.get('format')!r}, allowed is {FORMAT!r}")
-    if header.get("arithmetic") != "float32":
-        raise ValueError(f"arithmetic is {header.get('arithmetic')!r}, allowed is 'float32'")
+    arithmetic = ARITHMETICS.get(str(header.get("arithmetic")))
+    if arithmetic is None:
+        raise ValueError(f"arithmetic is {header.get('arithmetic')!r}, allowed are {', '.join(ARITHMETICS)}")
     nodes: dict[str, Node] = {}
     for entry in header["nodes"]:
         kind = NODE_TYPES[entry["type"]]
@@ -235,7 +230,7 @@ def _from_parts(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> 
             values[key] = _restored(arrays[f"{entry['name']}/{key}"])
         nodes[entry["name"]] = kind(**values)
     edges = tuple((str(source), str(target)) for source, target in header["edges"])
-    return SpikingGraph(nodes, edges, float.fromhex(header["dt"]), parameters=header.get("parameters", {}))
+    return SpikingGraph(nodes, edges, float.fromhex(header["dt"]), arithmetic(), header.get("parameters", {}))
 
 
 def _stored(array: np.ndarray) -> np.ndarray:
@@ -271,6 +266,10 @@ def _check_structure(graph: SpikingGraph) -> None:
 
 
 def _check_numbers(graph: SpikingGraph) -> None:
+    if isinstance(graph.arithmetic, FixedPoint):
+        for name, node in graph.nodes.items():
+            for problem in fixed_point_problems(name, node):
+                raise GraphError(problem)
     for name, node in graph.nodes.items():
         for key, array in arrays_of(node).items():
             if array.dtype != np.float32:

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Protocol
 
 from slamp.errors import ExporterNotFoundError
 from slamp.exporting import ReadingExporter, find_exporter
 from slamp.graph import SpikingGraph
+
+READERS = "slamp.readers"
+
+
+class Reader(Protocol):
+    """Reads the files of a tool whose format states no time step."""
+
+    def __call__(self, path: Path, *, dt: float) -> SpikingGraph:
+        """Return the graph in a file; raises `slamp.errors.ArtifactError` if it cannot be read."""
+
+
+def load_net(path: str | Path, *, dt: float = 1e-3) -> SpikingGraph:
+    """Return the network of a lava-dl ``.net`` file as a fixed-point graph, which `slamp.simulate` runs as Lava does.
+
+    Args:
+        path: An HDF5 file as lava-dl's slayer exports it.
+        dt: Time step in seconds, which the format does not state.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or holds what is not read; the message names layer and field.
+    """
+    for entry in entry_points(group=READERS):
+        if entry.name == "net":
+            reader: Reader = entry.load()
+            return reader(Path(path), dt=dt)
+    raise ExporterNotFoundError("reader: none is installed for .net files; install slamp's exporters")
 
 
 def load_nir(path: str | Path) -> SpikingGraph:

@@ -8,7 +8,9 @@ from typing import Literal
 
 import torch
 
-from slamp.dynamics import NeuronDynamics, exact_float32, stateless_function
+from slamp.arithmetic import FixedPoint
+from slamp.dynamics import exact_float32
+from slamp.engine import engine_of
 from slamp.errors import GraphError, RasterError
 from slamp.graph import SpikingGraph
 from slamp.nodes import NEURON, READOUT, SPIKING, Flatten
@@ -23,8 +25,10 @@ class Trace:
 
     Attributes:
         spikes: bool, or None for a readout.
-        v: Membrane as compared with the threshold, before reset, float32; None unless recorded.
-        i: Synaptic current after its decay, float32; None unless recorded or without synapse.
+        v: Membrane as compared with the threshold, before reset, float32; of a fixed-point graph after reset, as Lava's
+            monitors show it, int32. None unless recorded.
+        i: Synaptic current after its decay, float32; of a fixed-point graph ``u``, int32. None unless recorded or
+            without synapse.
     """
 
     spikes: torch.Tensor | None = None
@@ -78,10 +82,7 @@ def stream(graph: SpikingGraph, raster: SpikeRaster) -> Iterator[Step]:
     """
     check_raster(graph, raster)
     device = graph.device
-    dynamics = {
-        name: NeuronDynamics(node, device) for name in graph.order if isinstance(node := graph.nodes[name], NEURON)
-    }
-    functions = {name: stateless_function(graph.nodes[name], device) for name in graph.order if name not in dynamics}
+    dynamics, functions = engine_of(graph, raster)
     states = {name: layer.initial_state(raster.batch) for name, layer in dynamics.items()}
     for t in range(raster.steps):
         values: dict[str, torch.Tensor] = {}
@@ -104,7 +105,7 @@ def stream(graph: SpikingGraph, raster: SpikeRaster) -> Iterator[Step]:
 
 
 def simulate(graph: SpikingGraph, raster: SpikeRaster, *, record: Record = "output") -> Recording:
-    """Run ``graph`` on ``raster`` step by step in Norse's arithmetic.
+    """Run ``graph`` on ``raster`` step by step in its arithmetic: Norse's float32, or Loihi's integers.
 
     Args:
         graph: The network.
@@ -131,9 +132,17 @@ def simulate(graph: SpikingGraph, raster: SpikeRaster, *, record: Record = "outp
                 currents.append(step.i[name])
     spiking = is_spiking_output(graph)
     data = torch.stack(outputs)
+    state_dtype = torch.int32 if isinstance(graph.arithmetic, FixedPoint) else torch.float32
     output = SpikeRaster(data.to(torch.bool) if spiking else data, graph.dt, kind="spikes" if spiking else "analog")
-    stacked = {name: Trace(*(torch.stack(part) if part else None for part in parts)) for name, parts in kept.items()}
+    stacked = {
+        name: Trace(*(_stacked(part, torch.bool if k == 0 else state_dtype) for k, part in enumerate(parts)))
+        for name, parts in kept.items()
+    }
     return Recording(output, stacked)
+
+
+def _stacked(parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor | None:
+    return torch.stack(parts).to(dtype) if parts else None
 
 
 def output_neuron(graph: SpikingGraph) -> str | None:
@@ -164,6 +173,14 @@ def check_raster(graph: SpikingGraph, raster: SpikeRaster) -> None:
             f"raster: features {raster.features}, the graph's input {graph.input!r} has shape {allowed}; "
             "the raster's axes are (time, batch, *features)"
         )
+    if isinstance(graph.arithmetic, FixedPoint) and not raster.is_spikes:
+        fractions = raster.data != raster.data.round()
+        if bool(fractions.any()):
+            cell = tuple(int(axis) for axis in fractions.nonzero()[0])
+            raise RasterError(
+                f"raster: {list(cell)} is {float(raster.data[cell]):g}; a fixed-point graph takes spikes or whole "
+                "numbers; keep a first layer with analog input on the host"
+            )
     if raster.dt != graph.dt:
         raise RasterError(
             f"raster: dt is {raster.dt!r} s, the graph's is {graph.dt!r} s; "

@@ -22,7 +22,7 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-pytest: .venv/.dev .venv-witness/spikingjelly/ready.json .venv-witness/sinabs/ready
+pytest: .venv/.dev .venv-witness/spikingjelly/ready.json .venv-witness/lava/ready.json .venv-witness/sinabs/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90 $(PYTEST_ARGS)
 
 bench: .venv/.dev
@@ -43,6 +43,10 @@ bench: .venv/.dev
 
 .venv-witness/spikingjelly/ready.json: | .venv/.installed
 	$(BIN)/slamp witness install spikingjelly
+
+# The official lava-dl needs Python 3.10; where none is found, the tests against Lava say so and skip.
+.venv-witness/lava/ready.json: | .venv/.installed
+	$(BIN)/slamp lava install || echo "no Lava here: its tests will skip"
 
 # sinabs wants another nir, so it has an environment of its own (about 1 GB), for tests/test_sinabs_constraints.py.
 # Without samna, whose package is an installer that runs on import; tests/sinabs_runner.py says what stands in for it.

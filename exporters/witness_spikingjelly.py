@@ -9,10 +9,6 @@ cannot express is refused by name before anything runs.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +19,7 @@ from typing import Any
 import nir
 import numpy as np
 
+from exporters.environments import HOME_VARIABLE, READY, finished_python, new_environment, run_child, witness_home
 from exporters.euler import carries_spikes
 from exporters.to_nir import check_input, read_nir, recording_of, subtracting_nodes, without_metadata
 from slamp.errors import MissingDependencyError, UnsupportedNodeError, WitnessError
@@ -30,27 +27,16 @@ from slamp.manifest import Artifact
 from slamp.raster import SpikeRaster
 from slamp.simulate import Recording
 
-HOME_VARIABLE = "SLAMP_WITNESS_HOME"
-READY = "ready.json"
 REQUIREMENTS = ("numpy", "nir==1.0.8", "nirtorch==2.6", "loguru", "tqdm")
 WITHOUT_DEPENDENCIES = ("spikingjelly==2.0.0",)  # it asks for torchvision, torchaudio and tensorboard, unused here
-GRACE_S = 5.0
 WEIGHTED = (nir.Linear, nir.Affine, nir.Conv1d, nir.Conv2d)
 PASSED_THROUGH = (nir.SumPool2d, nir.AvgPool2d, nir.Flatten)
 STATELESS = (nir.Input, nir.Output, *WEIGHTED, *PASSED_THROUGH)
 
 
-def witness_home() -> Path:
-    """Directory of the witness environments: ``SLAMP_WITNESS_HOME``, else ``~/.cache/slamp/witness``."""
-    named = os.environ.get(HOME_VARIABLE)
-    return Path(named) if named else Path.home() / ".cache" / "slamp" / "witness"
-
-
 def environment_python(home: Path | None = None) -> Path | None:
     """Return the interpreter of a finished SpikingJelly environment, or None if there is none."""
-    directory = (witness_home() if home is None else home) / "spikingjelly"
-    python = directory / "bin" / "python"
-    return python if python.is_file() and (directory / READY).is_file() else None
+    return finished_python("spikingjelly", home)
 
 
 def install(home: Path | None = None, *, pip_arguments: Sequence[str] = (), time_limit_s: float = 1800.0) -> Path:
@@ -67,26 +53,16 @@ def install(home: Path | None = None, *, pip_arguments: Sequence[str] = (), time
     Raises:
         WitnessError: venv or pip failed; nothing is left behind.
     """
-    home = witness_home() if home is None else home
-    home.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=home, prefix=".spikingjelly.partial-"))
-    python = partial / "bin" / "python"
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *pip_arguments]
     torch_version = version("torch").partition("+")[0]
-    try:
-        _command([sys.executable, "-m", "venv", str(partial)], time_limit_s)
-        _command([*pip, f"torch=={torch_version}", *REQUIREMENTS], time_limit_s)
-        _command([*pip, "--no-deps", *WITHOUT_DEPENDENCIES], time_limit_s)
+    with new_environment("spikingjelly", home) as partial:
+        python = partial / "bin" / "python"
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *pip_arguments]
+        run_child([sys.executable, "-m", "venv", str(partial)], time_limit_s)
+        run_child([*pip, f"torch=={torch_version}", *REQUIREMENTS], time_limit_s)
+        run_child([*pip, "--no-deps", *WITHOUT_DEPENDENCIES], time_limit_s)
         pins = [f"torch=={torch_version}", *REQUIREMENTS, *WITHOUT_DEPENDENCIES]
         (partial / READY).write_text(json.dumps({"requirements": pins}) + "\n")
-        target = home / "spikingjelly"
-        if target.is_symlink():
-            target.unlink()
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target / "bin" / "python"
+    return (witness_home() if home is None else home) / "spikingjelly" / "bin" / "python"
 
 
 def replay(artifact: Artifact, inputs: SpikeRaster, *, time_limit_s: float = 600.0) -> Recording:
@@ -123,7 +99,7 @@ def replay(artifact: Artifact, inputs: SpikeRaster, *, time_limit_s: float = 600
         np.savez(given, inputs=inputs.numpy())
         script = Path(__file__).with_name("spikingjelly_runner.py")
         command = [str(python), "-I", str(script), str(path), str(given), str(result), repr(manifest["dt"])]
-        words = _command(command, time_limit_s)
+        words = run_child(command, time_limit_s)
         if not result.is_file():
             raise WitnessError(f"{artifact.directory}: SpikingJelly ended without a result: {words}")
         with np.load(result, allow_pickle=False) as archive:
@@ -243,41 +219,3 @@ def _refused(name: str, found: str) -> UnsupportedNodeError:
     return UnsupportedNodeError(
         f"{name}: {found}, and SpikingJelly cannot express that; verify with the forward-Euler runner alone"
     )
-
-
-def _command(command: Sequence[str], time_limit_s: float) -> str:
-    """Run a child process in a session of its own; return the end of what it said, raise `WitnessError` if it fails."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    environment["PYTHONNOUSERSITE"] = "1"
-    with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
-        late = False
-        try:
-            child.wait(time_limit_s)
-        except subprocess.TimeoutExpired:
-            late = True
-        finally:
-            _end(child)
-        said.seek(0)
-        words = said.read().decode(errors="replace")[-2000:].strip()
-    shown = " ".join(command[:3])
-    if late:
-        raise WitnessError(
-            f"{shown}: not done after {time_limit_s:g} s; allow more time or fewer samples; it said: {words}"
-        )
-    if child.returncode != 0:
-        raise WitnessError(f"{shown}: ended with code {child.returncode}: {words}")
-    return words
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a child's process group: SIGTERM, and SIGKILL where that was not enough."""
-    if child.poll() is not None:
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        os.killpg(child.pid, number)
-        try:
-            child.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            continue
-        return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 
 import torch
 
@@ -34,6 +34,9 @@ def health() -> dict[str, dict[str, str]]:
     for name in installed_witnesses():
         python = find_witness(name).environment_python()
         sections["witnesses"][name] = str(python) if python else f"not installed; slamp witness install {name}"
+    for entry in entry_points(group="slamp.environments"):
+        python = entry.load()()
+        sections["witnesses"][entry.name] = str(python) if python else f"not installed; slamp {entry.name} install"
     sections["report"] = {name: _version(name) for name in REPORT}
     sections["demo data"] = {
         name: "present" if importlib.util.find_spec(name) else f"missing: pip install {command}"

@@ -30,3 +30,4 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found["demo data"]["no_such_package_at_all"] == "missing: pip install what-carries-it==1"
     assert found["exporters"]["onnx"] == "cannot be used: No module named 'onnx'; pip install 'slamp[onnx]'"
     assert found["witnesses"]["spikingjelly"] == "not installed; slamp witness install spikingjelly"
+    assert found["witnesses"]["lava"] == "not installed; slamp lava install"

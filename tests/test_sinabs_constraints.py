@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporters.witness_spikingjelly import witness_home
+from exporters.environments import witness_home
 from slamp.graph import SpikingGraph
 from slamp.kernel_changes import filters_to_keep
 from slamp.kernel_limits import core_memories

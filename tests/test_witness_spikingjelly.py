@@ -12,10 +12,11 @@ import nir
 import numpy as np
 import pytest
 
-from exporters import witness_spikingjelly
+from exporters import environments, witness_spikingjelly
+from exporters.environments import witness_home
 from exporters.nir_lowering import lower
 from exporters.to_nir import NirExporter
-from exporters.witness_spikingjelly import environment_python, install, replay, translate, witness_home
+from exporters.witness_spikingjelly import environment_python, install, replay, translate
 from nir_networks import DT, NETWORKS, captured, raster_for, rates
 from slamp.errors import MissingDependencyError, RasterError, UnsupportedNodeError, WitnessError
 from slamp.graph import SpikingGraph
@@ -195,7 +196,7 @@ def test_finished_installation_replaces_an_older_one(tmp_path, monkeypatch):
             (Path(command[-1]) / "bin" / "python").write_text("")
         return ""
 
-    monkeypatch.setattr(witness_spikingjelly, "_command", pretend)
+    monkeypatch.setattr(witness_spikingjelly, "run_child", pretend)
     fake_environment(tmp_path, "true")
     python = install(tmp_path)
     assert python == environment_python(tmp_path)
@@ -235,7 +236,7 @@ def test_ending_without_a_result_is_an_error(artifact, monkeypatch, tmp_path):
 
 
 def test_time_limit_ends_the_child_and_its_children(artifact, monkeypatch, tmp_path):
-    monkeypatch.setattr(witness_spikingjelly, "GRACE_S", 0.3)
+    monkeypatch.setattr(environments, "GRACE_S", 0.3)
     deaf = f"trap '' TERM; {sys.executable} -c 'import os, time; print(os.getpid(), flush=True); time.sleep(60)' & wait"
     fake_environment(tmp_path / "home", f"{deaf}; sleep 60")
     monkeypatch.setenv("SLAMP_WITNESS_HOME", str(tmp_path / "home"))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +44,8 @@ app = typer.Typer(
 )
 witness_app = typer.Typer(help="Foreign simulators, each in an environment of its own.", no_args_is_help=True)
 app.add_typer(witness_app, name="witness")
+for _entry in entry_points(group="slamp.commands"):
+    app.add_typer(_entry.load(), name=_entry.name)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object instead of tables.")]
 # Spread over the file, because samples are often sorted by class.

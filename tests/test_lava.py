@@ -1,0 +1,262 @@
+"""The fixed-point simulator against Lava 0.10's own process models: every cell of u, v and s."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import slamp
+from exporters.lava_lowering import lava_network
+from exporters.witness_lava import environment_python, find_python, install, run_models
+from slamp.errors import MissingDependencyError, UnsupportedNodeError, WitnessError
+from slamp.graph import SpikingGraph
+from slamp.nodes import (
+    LIF,
+    Affine,
+    Conv1d,
+    Conv2d,
+    CubaLI,
+    CubaLIF,
+    Flatten,
+    Input,
+    Linear,
+    Node,
+    Output,
+    SumPool2d,
+    frozen_array,
+    uniform,
+)
+from slamp.raster import SpikeRaster
+from test_fixed_point import DT, chain, cuba, linear, ones
+
+STEPS = 250
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "netx"
+needs_lava = pytest.mark.skipif(
+    environment_python() is None, reason="Lava's environment is not installed (exporters.witness_lava)"
+)
+
+
+def random_weight(rng: np.random.Generator, shape: tuple[int, ...], *, exponents: tuple[int, int]) -> np.ndarray:
+    """8-bit weights of any sign mode, some of them zero, with an exponent."""
+    low, high = [(-128, 127), (0, 255), (-255, 0)][rng.choice(3, p=[0.6, 0.3, 0.1])]
+    weight = rng.integers(low, high + 1, shape) * (rng.random(shape) < rng.choice([0.2, 0.7, 1.0]))
+    return frozen_array((weight * 2.0 ** rng.integers(*exponents)).astype(np.float32))
+
+
+def random_neuron(rng: np.random.Generator, shape: tuple[int, ...], drive: float, *, last: bool) -> Node:
+    """Neurons with any decays and biases; thresholds about as large as what arrives."""
+    slow = rng.random() < 0.7
+    du = int(rng.integers(0, 400)) if slow else int(rng.integers(0, 4096))
+    dv = int(rng.integers(0, 400)) if slow else int(rng.integers(0, 4097))
+    bias = (rng.integers(-4096, 4096, shape) << int(rng.integers(0, 8))) * (rng.random() < 0.5)
+    v_leak = frozen_array(bias.astype(np.float32))
+    decays = uniform((du + 1) / 4096, shape), uniform(dv / 4096, shape)
+    if last and rng.random() < 0.3:
+        return CubaLI(*decays, v_leak)
+    vth = int(np.clip(drive * rng.choice([0.3, 1.0, 4.0]), 0, 131071))
+    return CubaLIF(*decays, v_leak, uniform(vth * 64, shape), uniform(0.0, shape))
+
+
+def random_network(seed: int) -> tuple[SpikingGraph, SpikeRaster]:
+    """A network of one to five layers, dense or convolutional, with spikes or graded inputs."""
+    rng = np.random.default_rng(seed)
+    spatial, graded = bool(rng.random() < 0.5), bool(rng.random() < 0.2)
+    shape = (2 * int(rng.integers(1, 3)), int(rng.integers(5, 9)), int(rng.integers(5, 9))) if spatial else (20,)
+    features, nodes = shape, []
+    depth = int(rng.integers(1, 6))
+    for layer in range(depth):
+        conv = len(shape) == 3 and layer < 2 and min(shape[1:]) >= 4
+        if conv:
+            groups = int(rng.choice([1, 2]))
+            kernel = (int(rng.integers(1, 4)), int(rng.integers(1, 3)))
+            dilation = (1, int(rng.integers(1, 3)))
+            stride, padding = (int(rng.integers(1, 3)), 1), (int(rng.integers(0, 2)), int(rng.integers(0, 2)))
+            outputs = 2 * int(rng.integers(1, 3))
+            weight = random_weight(rng, (outputs, shape[0] // groups, *kernel), exponents=(0, 1))
+            node: Node = Conv2d(weight, None, stride, padding, dilation, groups)
+            fan_in = weight[0].size
+        else:
+            if len(shape) == 3:
+                nodes.append(Flatten(0, 2))
+                shape = (int(np.prod(shape)),)
+            weight = random_weight(rng, (int(rng.integers(2, 16)), shape[0]), exponents=(-4, 1) if graded else (-4, 8))
+            node, fan_in = Linear(weight), shape[0]
+        nodes.append(node)
+        probe = chain(*nodes, features=features)
+        shape = probe.shapes[f"n{len(nodes) - 1}"]
+        drive = float(np.abs(weight).mean()) * fan_in * 0.3
+        nodes.append(random_neuron(rng, shape, drive, last=layer == depth - 1))
+    data = rng.random((STEPS, 1, *features)) < rng.choice([0.05, 0.3, 0.9])
+    if graded:
+        values = torch.tensor(data * rng.integers(-200, 201, data.shape), dtype=torch.float32)
+        return chain(*nodes, features=features), SpikeRaster(values, DT, kind="analog")
+    return chain(*nodes, features=features), SpikeRaster(torch.tensor(data), DT)
+
+
+def differing_cells(graph: SpikingGraph, raster: SpikeRaster, answer: dict[str, np.ndarray], latency: Any) -> int:
+    """Cells of u, v and s in which Lava departs from the simulator, each layer after its latency."""
+    record = slamp.simulate(graph, raster, record="all")
+    wrong = 0
+    for name, trace in record.traces.items():
+        assert trace.i is not None
+        assert trace.v is not None
+        late = slice(latency[name], latency[name] + raster.steps)
+        wrong += int((answer[f"u/{name}"][late] != trace.i.numpy()).sum())
+        wrong += int((answer[f"v/{name}"][late] != trace.v.numpy()).sum())
+        if trace.spikes is not None:
+            wrong += int((answer[f"s/{name}"][late] != trace.spikes.numpy()).sum())
+        else:
+            wrong += int(answer[f"s/{name}"].sum())
+    return wrong
+
+
+@needs_lava
+@pytest.mark.slow
+def test_random_networks_equal_lava_in_every_cell() -> None:
+    """120 networks, 250 steps each: all sign modes, exponents, decays, biases; currents wrap, membranes saturate."""
+    cases, found = [random_network(seed) for seed in range(120)], []
+    networks = [lava_network(graph, raster) for graph, raster in cases]
+    answers = run_models([network.arrays for network in networks], time_limit_s=900)
+    spiking = wrapped = saturated = 0
+    for (graph, raster), network, answer in zip(cases, networks, answers, strict=True):
+        found.append(differing_cells(graph, raster, answer, network.latency_steps))
+        spiking += any(answer[f"s/{name}"].any() for name in graph.spiking)
+        wrapped += any((np.abs(answer[f"u/{name}"]) > 2**22).any() for name in network.latency_steps)
+        saturated += any((np.abs(answer[f"v/{name}"]) == 2**23 - 1).any() for name in network.latency_steps)
+    assert found == [0] * 120
+    assert spiking > 80
+    assert wrapped > 5
+    assert saturated > 5
+
+
+@needs_lava
+def test_biases_of_a_layer_have_one_exponent() -> None:
+    def biased(*values: float) -> SpikingGraph:
+        bias = frozen_array(np.array(values, dtype=np.float32))
+        neuron = CubaLIF(uniform(0.5, (4,)), uniform(0.25, (4,)), bias, uniform(6400, (4,)), uniform(0.0, (4,)))
+        return chain(linear(np.ones((4, 3))), neuron, features=(3,))
+
+    with pytest.raises(UnsupportedNodeError, match="n1: its biases need several exponents"):
+        lava_network(biased(5.0, -4096 * 128.0, 4095 * 128.0, 77 * 4), ones(3, 3))
+    graph = biased(128.0, -4096 * 128.0, 4095 * 128.0, 7 * 128.0)
+    network = lava_network(graph, ones(9, 3))
+    (answer,) = run_models([network.arrays])
+    assert differing_cells(graph, ones(9, 3), answer, network.latency_steps) == 0
+    assert answer["s/n1"].any()
+
+
+@needs_lava
+def test_a_wrong_weight_is_seen_in_lavas_answer() -> None:
+    graph, raster = random_network(1)
+    network = lava_network(graph, raster)
+    (answer,) = run_models([network.arrays])
+    assert differing_cells(graph, raster, answer, network.latency_steps) == 0
+    name = next(iter(graph.weighted))
+    node = graph.weighted[name]
+    weight = np.array(node.weight)
+    weight.flat[np.argmax(np.abs(weight))] = 0
+    values = {key: getattr(node, key) for key in node.__dataclass_fields__} | {"weight": frozen_array(weight)}
+    assert differing_cells(graph.with_nodes({name: type(node)(**values)}), raster, answer, network.latency_steps) > 0
+
+
+@needs_lava
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the third-party .net files are not beside the repository")
+def test_a_network_of_lava_dl_equals_lava() -> None:
+    graph = slamp.load_net(SHARED / "trained_mnist_network.net")
+    raster = SpikeRaster(torch.tensor(np.random.default_rng(0).random((60, 2, 784)) < 0.15), DT)
+    network = lava_network(graph, raster)
+    (answer,) = run_models([network.arrays])
+    assert answer["s/neuron2"].any()
+    assert network.latency_steps == {"neuron0": 1, "neuron1": 2, "neuron2": 3}
+    assert differing_cells(graph, raster, answer, network.latency_steps) == 0
+
+
+def test_what_has_no_process_of_lava_is_refused() -> None:
+    spatial = ones(2, 1, 4, 4)
+    pooled = chain(SumPool2d((2, 2), (2, 2)), Flatten(0, 2), linear(np.ones((1, 4))), cuba((1,)), features=(1, 4, 4))
+    with pytest.raises(UnsupportedNodeError, match="n0: SumPool2d before n2 has no process of Lava"):
+        lava_network(pooled, spatial)
+    bias = Affine(frozen_array(np.ones((1, 1))), frozen_array(np.ones(1)))
+    with pytest.raises(UnsupportedNodeError, match="n0: a bias in the current needs an input line"):
+        lava_network(chain(bias, cuba((1,)), features=(1,)), ones(2, 1))
+    conv = Conv2d(frozen_array(np.ones((1, 1, 1, 1))), None, (1, 1), (0, 0), (1, 1), 1)
+    with pytest.raises(UnsupportedNodeError, match="n1: Flatten before neurons has no process"):
+        lava_network(chain(conv, Flatten(0, 2), cuba((16,)), features=(1, 4, 4)), spatial)
+    line = Conv1d(frozen_array(np.ones((1, 1, 1))), None, (1,), (0,), (1,), 1)
+    with pytest.raises(UnsupportedNodeError, match="n0: Conv1d before neurons has no process"):
+        lava_network(chain(line, cuba((1, 3)), features=(1, 3)), ones(2, 1, 3))
+    same = Conv2d(frozen_array(np.ones((1, 1, 2, 2))), None, (1, 1), "same", (1, 1), 1)
+    with pytest.raises(UnsupportedNodeError, match="n0: pads one side more than the other"):
+        lava_network(chain(same, cuba((1, 4, 4)), features=(1, 4, 4)), spatial)
+    mixed = LIF(frozen_array(np.array([0.5, 0.25])), uniform(0, (2,)), uniform(64, (2,)), uniform(0, (2,)))
+    with pytest.raises(UnsupportedNodeError, match=r"n1: decay_mem runs from 0\.25 to 0\.5; Lava's LIF has one"):
+        lava_network(chain(linear(np.ones((2, 1))), mixed, features=(1,)), ones(2, 1))
+    with pytest.raises(UnsupportedNodeError, match="graph: is in float32"):
+        lava_network(chain(linear([[1.0]]), cuba((1,)), features=(1,), arithmetic=slamp.Float32()), ones(2, 1))
+
+
+def test_paths_of_different_length_are_refused() -> None:
+    nodes: dict[str, Node] = {
+        "input": Input((1,)),
+        "a": linear([[1.0]]),
+        "na": cuba((1,)),
+        "b": linear([[1.0]]),
+        "skip": linear([[1.0]]),
+        "nb": cuba((1,)),
+        "output": Output((1,)),
+    }
+    edges = (("input", "a"), ("a", "na"), ("na", "b"), ("b", "nb"), ("input", "skip"), ("skip", "nb"), ("nb", "output"))
+    graph = SpikingGraph(nodes, edges, DT, slamp.FixedPoint())
+    with pytest.raises(UnsupportedNodeError, match="nb: is reached over 1 and 2 synapses"):
+        lava_network(graph, ones(2, 1))
+
+
+def test_missing_environment_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLAMP_WITNESS_HOME", str(tmp_path))
+    with pytest.raises(MissingDependencyError, match="Lava: no finished environment in"):
+        run_models([])
+
+
+def fake_environment(home: Path, script: str) -> None:
+    (home / "lava" / "bin").mkdir(parents=True)
+    python = home / "lava" / "bin" / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    (home / "lava" / "ready.json").write_text("{}")
+
+
+def test_a_crash_a_hang_and_silence_are_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arrays = {"inputs": np.zeros((1, 1, 1), np.int32)}
+    for name, script, message in (
+        ("crash", "echo no such luck >&2; exit 3", "ended with code 3: no such luck"),
+        ("hang", "sleep 60", "not done after 0.5 s"),
+        ("silence", "echo nothing", "Lava ended without a result: nothing"),
+    ):
+        fake_environment(tmp_path / name, script)
+        monkeypatch.setenv("SLAMP_WITNESS_HOME", str(tmp_path / name))
+        with pytest.raises(WitnessError, match=message):
+            run_models([arrays], time_limit_s=0.5 if name == "hang" else 60)
+
+
+def test_without_the_right_python_nothing_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    assert find_python() is None
+    with pytest.raises(MissingDependencyError, match=r"installs on Python 3\.10 alone and none was found"):
+        install(tmp_path / "home")
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.slow
+def test_failed_installation_leaves_nothing(tmp_path: Path) -> None:
+    if find_python() is None:
+        pytest.skip("there is no Python 3.10 on this machine")
+    with pytest.raises(WitnessError, match="ended with code 1"):
+        install(tmp_path / "home", pip_arguments=("--no-index", "--find-links", str(tmp_path)))
+    assert list((tmp_path / "home").iterdir()) == []

@@ -34,6 +34,7 @@ from slamp.masks import Masks, load_masks, load_pruned, make_masks, save_masks, 
 from slamp.measure import accuracy
 from slamp.profile import Profile, installed_profiles, load_profile
 from slamp.prune import Pruned, Pruning, prune
+from slamp.quantize import quantize
 from slamp.raster import SpikeRaster, load_samples, save_samples
 from slamp.reading import load_net, load_nir
 from slamp.recover import recover
@@ -91,6 +92,7 @@ __all__ = [
     "map_cores",
     "open_artifact",
     "prune",
+    "quantize",
     "recover",
     "restore_pruned",
     "retrain",

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slamp.raster import SpikeRaster
+
+KEPT_SAMPLES = 16
+
 
 @dataclass(frozen=True, eq=False)
 class LayerActivity:
@@ -61,6 +65,7 @@ class Activity:
         layers: By weighted node.
         neurons: By neuron node.
         peak_share: Share of samples whose largest output falls on each step, float64, shape (steps,).
+        sample: The first samples themselves, at most `KEPT_SAMPLES`, for what must be tried out, such as quantization.
     """
 
     graph_hash: str
@@ -69,6 +74,7 @@ class Activity:
     layers: Mapping[str, LayerActivity]
     neurons: Mapping[str, NeuronActivity]
     peak_share: np.ndarray
+    sample: SpikeRaster | None = None
 
     @property
     def sops(self) -> float:

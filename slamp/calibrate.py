@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from slamp.activity import Activity, LayerActivity, NeuronActivity
+from slamp.activity import KEPT_SAMPLES, Activity, LayerActivity, NeuronActivity
 from slamp.dynamics import NeuronState, TensorFunction, exact_float32
 from slamp.engine import Dynamics, engine_of
 from slamp.errors import RasterError
@@ -117,6 +117,8 @@ class _Meter:
         self.graph = graph
         self.steps = first.steps
         self.input_is_spikes = first.is_spikes
+        kept = first.samples(0, min(KEPT_SAMPLES, first.batch))
+        self.sample = SpikeRaster(kept.data.clone(), kept.dt, kept.labels, kind=kept.kind)
         self.samples = 0
         self.dynamics: Mapping[str, Dynamics]
         self.functions: Mapping[str, TensorFunction]
@@ -215,6 +217,7 @@ class _Meter:
             layers={name: layer.result(self.samples) for name, layer in self.layers.items()},
             neurons={name: neuron.result(self.samples) for name, neuron in self.neurons.items()},
             peak_share=np.asarray(self.peaks, dtype=np.float64) / self.samples,
+            sample=self.sample,
         )
 
 

@@ -1,0 +1,406 @@
+"""`quantize`: a float graph in Loihi's integers, layer by layer, on the scale that moves fewest spikes.
+
+A layer of neurons has one scale S, whole numbers per unit of its input x: sums are ``a = S * x``, and Loihi shifts them
+by 6. Norse's membrane v becomes ``64 * S * (v - v_reset) / decay_mem`` (IF: ``64 * S * (v - v_reset)``), because Loihi
+adds the current whole and decays the rest. Weights, thresholds and biases are rounded on that one scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from slamp.activity import Activity
+from slamp.arithmetic import (
+    BIAS_MANTISSA,
+    DECAY_ONE,
+    MAX_BIAS_EXPONENT,
+    MAX_THRESHOLD,
+    SHIFT,
+    FixedPoint,
+    Float32,
+)
+from slamp.dynamics import exact_float32
+from slamp.errors import GraphError, ProfileError, UnsupportedNodeError
+from slamp.fixed_dynamics import FixedPointDynamics, fixed_function
+from slamp.graph import SpikingGraph
+from slamp.nodes import (
+    IF,
+    LI,
+    LIF,
+    NEURON,
+    READOUT,
+    WEIGHTED,
+    Affine,
+    AvgPool2d,
+    CubaLI,
+    CubaLIF,
+    Flatten,
+    Linear,
+    Neuron,
+    Node,
+    SumPool2d,
+    Weighted,
+    frozen_array,
+)
+from slamp.profile import Profile
+from slamp.raster import SpikeRaster
+from slamp.simulate import Trace, simulate
+
+PERCENTILES = (99.9, 99.5, 99.0, 98.0)
+GRID_ERROR = 1e-3  # a weight this close to a whole number, in units of the grid, lies on it
+MAX_WEIGHT_EXPONENT = 6  # mixed signs spend one of Loihi's 7 on the doubling of the mantissa
+
+
+def quantize(graph: SpikingGraph, profile: Profile, activity: Activity) -> SpikingGraph:
+    """Return the graph in Loihi's integers.
+
+    Decays become whole 4096ths. Weights that lie on an 8-bit grid already, as training with quantized weights leaves
+    them, keep it. Else several clipping ranges are tried: the largest weight, and percentiles among active ones.
+    The one whose integer layer, fed the float network's spikes, differs in fewest cells from the float layer is taken.
+
+    The bias of an input current (`CubaLIF`) stays a bias of the weights, an input line that is always on; that of `LIF`
+    and `IF` is added to the membrane, 64 times finer. Mean pools become sum pools, their factor goes into the weights.
+    Zeros stay zeros; weights that round to zero are counted by `slamp.fidelity`.
+
+    Args:
+        graph: A float graph, batch normalization folded.
+        profile: The chip; it must hold 8-bit weights and 24-bit states as Lava's public model does.
+        activity: What `slamp.calibrate` measured on ``graph``, with the samples it keeps.
+
+    Raises:
+        ProfileError: The chip has other number formats, or the activity was measured on another graph.
+        UnsupportedNodeError: A node has no integer counterpart; the message names it.
+        GraphError: A number does not fit the chip; the message names layer and value.
+    """
+    _check(graph, profile, activity)
+    assert activity.sample is not None
+    float_run = simulate(graph, activity.sample, record="all")
+    nodes = dict(graph.nodes)
+    for name in graph.order:
+        node = graph.nodes[name]
+        if isinstance(node, AvgPool2d):
+            nodes[name] = SumPool2d(node.kernel_size, node.stride)
+        if isinstance(node, NEURON):
+            layer = _layer(graph, name)
+            inputs = {source: _values(graph, source, activity.sample, float_run.traces) for source in layer.sources}
+            target = float_run[name]
+            expected = target.v if target.spikes is None else target.spikes
+            assert expected is not None
+            nodes |= _best(graph, layer, inputs, expected, _rates(inputs))
+    return SpikingGraph(nodes, graph.edges, graph.dt, FixedPoint(), graph.parameters)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A layer of neurons and the weights that drive it, in the order of its edges."""
+
+    name: str
+    node: Neuron
+    weighted: Mapping[str, Weighted]  # mean pools before them already folded in
+    sources: Mapping[str, str]  # by source neuron (or input), which weighted node reads it
+    chains: Mapping[str, tuple[str, ...]]  # by weighted node, the pools and Flattens before it, first one first
+
+
+def _check(graph: SpikingGraph, profile: Profile, activity: Activity) -> None:
+    found = (profile.formats.weight_bits, profile.formats.state_bits, profile.formats.decay_bits)
+    bits = tuple(None if figure is None or figure.value is None else int(figure.number) for figure in found)
+    if bits != (8, 24, 12):
+        raise ProfileError(
+            f"{profile.name}: weights, states and decays have {bits} bits; allowed are (8, 24, 12), Loihi's, "
+            "which are the ones slamp computes in"
+        )
+    if not isinstance(graph.arithmetic, Float32):
+        raise UnsupportedNodeError("graph: is in fixed point already; quantize the float graph")
+    if activity.graph_hash != graph.hash:
+        raise ProfileError(
+            f"quantize: the activity was measured on graph {activity.graph_hash[:12]}, this is {graph.hash[:12]}; "
+            "calibrate this graph"
+        )
+    if activity.sample is None:
+        raise ProfileError("quantize: the activity keeps no samples; measure it with slamp.calibrate")
+    if not activity.sample.is_spikes:
+        raise UnsupportedNodeError(
+            f"{graph.input}: takes analog values, which Loihi does not; run the first layer on the host, and quantize "
+            "a network that begins with its spikes"
+        )
+
+
+def _layer(graph: SpikingGraph, name: str) -> _Layer:
+    node = graph.nodes[name]
+    assert isinstance(node, NEURON)
+    _check_neuron(name, node)
+    weighted: dict[str, Weighted] = {}
+    sources: dict[str, str] = {}
+    chains: dict[str, tuple[str, ...]] = {}
+    for before in graph.sources(name):
+        driver = graph.nodes[before]
+        if not isinstance(driver, WEIGHTED):
+            raise UnsupportedNodeError(
+                f"{before}: {type(driver).__name__} drives {name} without weights; put a linear layer or convolution "
+                "between them"
+            )
+        gain, source = 1.0, _only(graph, before)
+        chain: list[str] = []
+        while isinstance(pool := graph.nodes[source], (AvgPool2d, SumPool2d, Flatten)):
+            if isinstance(pool, AvgPool2d):
+                if pool.padding != (0, 0):
+                    raise UnsupportedNodeError(f"{source}: mean pooling with padding has no integer counterpart")
+                gain /= pool.kernel_size[0] * pool.kernel_size[1]
+            chain.insert(0, source)
+            source = _only(graph, source)
+        if isinstance(graph.nodes[source], (*WEIGHTED, *READOUT)):
+            raise UnsupportedNodeError(
+                f"{source}: {type(graph.nodes[source]).__name__} feeds {before} without spikes; put neurons between"
+            )
+        weighted[before] = driver if gain == 1.0 else replace(driver, weight=frozen_array(driver.weight * gain))
+        sources[source] = before
+        chains[before] = tuple(chain)
+    return _Layer(name, node, weighted, sources, chains)
+
+
+def _only(graph: SpikingGraph, name: str) -> str:
+    sources = graph.sources(name)
+    if len(sources) != 1:
+        raise UnsupportedNodeError(
+            f"{name}: adds {' and '.join(sources)} before its weights; give each its own weights"
+        )
+    return sources[0]
+
+
+def _check_neuron(name: str, node: Neuron) -> None:
+    if isinstance(node, READOUT):
+        if bool((node.v_leak != 0).any()):
+            raise UnsupportedNodeError(f"{name}: v_leak is {node.v_leak.flat[0]:g}; a readout on Loihi leaks to 0")
+        return
+    if node.reset != "value":
+        raise UnsupportedNodeError(f"{name}: resets by subtraction, and Loihi resets to 0; train with reset to v_reset")
+    if not isinstance(node, IF) and bool((node.v_leak != node.v_reset).any()):
+        index = tuple(int(axis) for axis in np.argwhere(node.v_leak != node.v_reset)[0])
+        raise UnsupportedNodeError(
+            f"{name}: v_leak{list(index)} is {node.v_leak[index]:g} and v_reset {node.v_reset[index]:g}; Loihi starts "
+            "where it resets to, so the two must be equal"
+        )
+    if not isinstance(node, IF) and bool((node.decay_mem == 0).any()):
+        raise UnsupportedNodeError(f"{name}: decay_mem is 0, so nothing reaches the membrane; use IF neurons")
+
+
+def _values(graph: SpikingGraph, source: str, sample: SpikeRaster, traces: Mapping[str, Trace]) -> torch.Tensor:
+    """Spikes of a neuron layer or the input, float32 (time, batch, *features)."""
+    if source == graph.input:
+        return sample.data.cpu().to(torch.float32)
+    spikes = traces[source].spikes
+    assert spikes is not None
+    return spikes.cpu().to(torch.float32)
+
+
+def _rates(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, np.ndarray]:
+    return {source: values.mean((0, 1)).numpy() for source, values in inputs.items()}
+
+
+def _best(
+    graph: SpikingGraph,
+    layer: _Layer,
+    inputs: Mapping[str, torch.Tensor],
+    expected: torch.Tensor,
+    rates: Mapping[str, np.ndarray],
+) -> dict[str, Node]:
+    """Return the integer nodes of the candidate scale that departs least from the float layer."""
+    best: dict[str, Node] = {}
+    least = math.inf
+    for scale, clips in _scales(layer, rates):
+        nodes = _integers(layer, scale, clips)
+        wrong = _departure(layer, graph, nodes, inputs, expected, scale)
+        if wrong < least:
+            best, least = nodes, wrong
+        if wrong == 0:
+            break
+    return best
+
+
+def _scales(layer: _Layer, rates: Mapping[str, np.ndarray]) -> Iterator[tuple[float, Mapping[str, float]]]:
+    """Yield candidate scales, each with the range that every weighted node is clipped to, as far as known.
+
+    The node whose range is narrowest takes all its 8 bits; the others take an exponent. The threshold fits its 17 bits.
+    """
+    ranges: dict[str, list[float]] = {}
+    for source, name in layer.sources.items():
+        weight = layer.weighted[name].weight
+        if not bool((weight != 0).any()):
+            continue
+        active = _active(layer.weighted[name], layer.chains[name], rates[source])
+        grid = _grid(weight)
+        found = ([grid] if grid else []) + [float(np.abs(weight).max())]
+        found += [float(np.percentile(active, share)) for share in PERCENTILES] if active.size else []
+        ranges[name] = found
+    limit = _largest_scale(layer.node)
+    tried = set()
+    on_grids = bool(ranges) and all(_grid(layer.weighted[name].weight) for name in ranges)
+    for k in range(1 if on_grids else max(map(len, ranges.values()), default=1)):
+        clips = {name: found[min(k, len(found) - 1)] for name, found in ranges.items()}
+        levels = [_levels(layer.weighted[name].weight) / clip for name, clip in clips.items()]
+        scale = min(max(levels, default=1.0), limit)
+        if (scale, *clips.values()) not in tried:
+            tried.add((scale, *clips.values()))
+            yield scale, clips
+
+
+def _active(node: Weighted, chain: tuple[str, ...], rate: np.ndarray) -> np.ndarray:
+    """Magnitudes of the weights whose source fires at all; all of them where sources cannot be told apart."""
+    weight: np.ndarray = np.abs(node.weight.astype(np.float64))
+    if isinstance(node, (Linear, Affine)) and rate.size == node.weight.shape[1]:
+        weight = weight[:, rate.reshape(-1) > 0]
+    nonzero: np.ndarray = weight[weight != 0]
+    return nonzero
+
+
+def _levels(weight: np.ndarray) -> int:
+    """Largest magnitude of whole weights in 8 bits: 127, or 255 where all signs agree."""
+    return 127 if weight.min() < 0 < weight.max() else 255
+
+
+def _grid(weight: np.ndarray) -> float:
+    """Return the clipping range on which every weight is whole already, 0 if there is none.
+
+    What training with quantized weights leaves lies on such a grid, and must not be rounded to another.
+    """
+    values = weight[weight != 0].astype(np.float64)
+    largest, most = np.abs(values).max(), _levels(weight)
+    for levels in range(1, most + 1):
+        scaled = values * (levels / largest)
+        if bool((np.abs(scaled - np.rint(scaled)) < GRID_ERROR).all()):
+            finer = levels * (most // levels)  # also on the grid, and the threshold is rounded less
+            return float(largest * most / finer)
+    return 0.0
+
+
+def _largest_scale(node: Neuron) -> float:
+    if isinstance(node, READOUT):
+        return math.inf
+    threshold = float((_relative_threshold(node)).max())
+    return (MAX_THRESHOLD >> SHIFT) / threshold if threshold > 0 else math.inf
+
+
+def _relative_threshold(node: Neuron) -> np.ndarray:
+    """Threshold above the reset in units of the input, float64: what the integer threshold is S times of."""
+    assert not isinstance(node, READOUT)
+    above: np.ndarray = node.v_threshold.astype(np.float64) - node.v_reset
+    return above if isinstance(node, IF) else np.divide(above, node.decay_mem)
+
+
+def _rounded(where: str, values: np.ndarray, scale: float, clip: float) -> np.ndarray:
+    """Return ``scale * values``, clipped to ``scale * clip``, as 8-bit multiples of the smallest power of two."""
+    levels = _levels(values)
+    exponent = max(0, math.ceil(math.log2(scale * clip / (levels + 0.499)))) if clip > 0 else 0
+    if exponent > MAX_WEIGHT_EXPONENT:
+        raise GraphError(
+            f"{where}: reaches {clip:g}, {scale * clip:.0f} on the scale of its layer; allowed are 8 bits times 2^0 to "
+            f"2^{MAX_WEIGHT_EXPONENT}; bring the sources of this layer nearer to one another in size"
+        )
+    unit = 2.0**exponent
+    whole: np.ndarray = np.clip(np.rint(values.astype(np.float64) * (scale / unit)), -levels, levels) * unit
+    return whole
+
+
+def _integers(layer: _Layer, scale: float, clips: Mapping[str, float]) -> dict[str, Node]:
+    nodes: dict[str, Node] = {}
+    added = np.zeros(())
+    in_current = isinstance(layer.node, (CubaLIF, CubaLI))
+    for name, node in layer.weighted.items():
+        whole = frozen_array(_rounded(f"{name}: weight", node.weight, scale, clips.get(name, 0.0)))
+        bias = None if isinstance(node, Linear) else node.bias
+        kept = None
+        if bias is not None and in_current:
+            kept = frozen_array(_rounded(f"{name}: bias", bias, scale, float(np.abs(bias).max())))
+        if bias is not None and not in_current:
+            axes = node.weight.ndim - 2  # of positions, which share the bias of their channel
+            added = added + bias.astype(np.float64).reshape(-1, *[1] * axes) * (scale * (1 << SHIFT))
+        if isinstance(node, (Linear, Affine)):
+            nodes[name] = Linear(whole) if kept is None else Affine(whole, kept)
+        else:
+            nodes[name] = replace(node, weight=whole, bias=kept)
+    nodes[layer.name] = _integer_neuron(layer.name, layer.node, scale, added)
+    return nodes
+
+
+def _integer_neuron(name: str, node: Neuron, scale: float, added: np.ndarray) -> Neuron:
+    """Return a layer of neurons on a scale; ``added`` is the bias of its membrane, in Loihi's units."""
+    shape = node.v_threshold.shape if isinstance(node, IF) else node.v_leak.shape
+    bias = frozen_array(np.broadcast_to(_rounded_bias(name, added), shape))
+    decay_syn = _share(node.decay_syn, least=1) if isinstance(node, (CubaLIF, CubaLI)) else None
+    decay_mem = frozen_array(np.zeros(shape)) if isinstance(node, IF) else _share(node.decay_mem, least=0)
+    if isinstance(node, READOUT):
+        return LI(decay_mem, bias) if decay_syn is None else CubaLI(decay_syn, decay_mem, bias)
+    mantissa = np.rint(_relative_threshold(node) * scale)
+    wrong = (mantissa < 0) | (mantissa > MAX_THRESHOLD >> SHIFT)
+    if bool(wrong.any()):
+        index = tuple(int(axis) for axis in np.argwhere(wrong)[0])
+        raise GraphError(
+            f"{name}: v_threshold{list(index)} is {node.v_threshold[index]:g}, {mantissa[index]:.0f} on the scale of "
+            f"its weights; allowed are 0 to {MAX_THRESHOLD >> SHIFT} above v_reset"
+        )
+    threshold, reset = frozen_array(mantissa * (1 << SHIFT)), frozen_array(np.zeros(shape))
+    if decay_syn is None:
+        return LIF(decay_mem, bias, threshold, reset)
+    return CubaLIF(decay_syn, decay_mem, bias, threshold, reset)
+
+
+def _share(decay: np.ndarray, *, least: int) -> np.ndarray:
+    return frozen_array(np.clip(np.rint(decay.astype(np.float64) * DECAY_ONE), least, DECAY_ONE) / DECAY_ONE)
+
+
+def _rounded_bias(name: str, added: np.ndarray) -> np.ndarray:
+    """Round biases of the membrane to 13-bit mantissas on the smallest exponent that holds them all."""
+    low, high = BIAS_MANTISSA
+    for exponent in range(MAX_BIAS_EXPONENT + 1):
+        mantissa = np.rint(added / (1 << exponent))
+        if mantissa.min() >= low and mantissa.max() <= high:
+            whole: np.ndarray = mantissa * (1 << exponent)
+            return whole
+    worst = float(added.flat[np.argmax(np.abs(added))])
+    raise GraphError(f"{name}: a bias is {worst:.0f} in units of the membrane; allowed are {low << 7} to {high << 7}")
+
+
+def _departure(
+    layer: _Layer,
+    graph: SpikingGraph,
+    nodes: Mapping[str, Node],
+    inputs: Mapping[str, torch.Tensor],
+    expected: torch.Tensor,
+    scale: float,
+) -> float:
+    """Share of cells in which the integer layer departs from the float layer on the float network's spikes.
+
+    Of a readout it is the mean distance of the membranes, in units of the largest.
+    """
+    with exact_float32():
+        drive = sum(_driven(layer, graph, nodes, source, values) for source, values in inputs.items())
+        assert isinstance(drive, torch.Tensor)
+        dynamics = FixedPointDynamics(nodes[layer.name], "cpu")  # type: ignore[arg-type]  # the layer's node is a neuron
+        run = dynamics.advance(drive, dynamics.initial_state(drive.shape[1]))
+    if expected.dtype == torch.bool:
+        return float((run.output.to(torch.bool) != expected.cpu()).double().mean())
+    assert isinstance(layer.node, READOUT)
+    unit = torch.from_numpy(np.array(layer.node.decay_mem, dtype=np.float64)) / (scale * (1 << SHIFT))
+    wanted = expected.cpu().double()
+    return float((run.v * unit - wanted).abs().mean() / wanted.abs().max().clamp(min=1e-30))
+
+
+def _driven(
+    layer: _Layer, graph: SpikingGraph, nodes: Mapping[str, Node], source: str, values: torch.Tensor
+) -> torch.Tensor:
+    """Return what one source adds to a layer, (time, batch, *neurons), in whole numbers."""
+    name = layer.sources[source]
+    x, bound = values.flatten(0, 1), 1.0
+    for before in layer.chains[name]:
+        node = graph.nodes[before]
+        pool = SumPool2d(node.kernel_size, node.stride) if isinstance(node, AvgPool2d) else node
+        x = fixed_function(pool, bound, where=before)(x)
+        if isinstance(pool, SumPool2d):
+            bound *= pool.kernel_size[0] * pool.kernel_size[1]
+    sums = fixed_function(nodes[name], bound, where=name)(x)
+    return sums.reshape(*values.shape[:2], *sums.shape[1:])

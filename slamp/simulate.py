@@ -12,11 +12,13 @@ from slamp.arithmetic import FixedPoint
 from slamp.dynamics import exact_float32
 from slamp.engine import engine_of
 from slamp.errors import GraphError, RasterError
+from slamp.events import Quantity, run_events, unknown_to_events, worth_events
 from slamp.graph import SpikingGraph
 from slamp.nodes import NEURON, READOUT, SPIKING, Flatten
 from slamp.raster import SpikeRaster
 
 Record = Literal["output", "spikes", "all"]
+Engine = Literal["auto", "batched", "events"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,9 @@ def stream(graph: SpikingGraph, raster: SpikeRaster) -> Iterator[Step]:
         yield Step(t, values, membranes, currents)
 
 
-def simulate(graph: SpikingGraph, raster: SpikeRaster, *, record: Record = "output") -> Recording:
+def simulate(
+    graph: SpikingGraph, raster: SpikeRaster, *, record: Record = "output", engine: Engine = "auto"
+) -> Recording:
     """Run ``graph`` on ``raster`` step by step in its arithmetic: Norse's float32, or Loihi's integers.
 
     Args:
@@ -112,10 +116,60 @@ def simulate(graph: SpikingGraph, raster: SpikeRaster, *, record: Record = "outp
         raster: Input of shape (time, batch, *features).
         record: "output" keeps the output alone, "spikes" also the spikes of every spiking layer (and the membrane of
             readouts), "all" also membranes and currents.
+        engine: How a fixed-point graph is computed; both ways give the same numbers. "batched" adds all weights with
+            BLAS, "events" the weights of those that spike, in compiled loops. "auto" takes "events" where the graph
+            has nothing it does not know and the run is worth it (`slamp.events.worth_events`).
 
     Raises:
         RasterError: The raster does not fit the graph.
+        GraphError: The engine is unknown or does not run the graph, or a fixed-point sum may exceed what its integers
+            hold.
     """
+    if _takes_events(graph, raster, engine):
+        return _by_events(graph, raster, record)
+    return _by_steps(graph, raster, record)
+
+
+def _takes_events(graph: SpikingGraph, raster: SpikeRaster, engine: str) -> bool:
+    if engine not in ("auto", "batched", "events"):
+        raise GraphError(f"engine: {engine!r}; allowed are auto, batched, events")
+    if not isinstance(graph.arithmetic, FixedPoint):
+        if engine != "auto":
+            raise GraphError(
+                f"engine: {engine!r} is for fixed-point graphs, and this one is in {graph.arithmetic.name}; "
+                "leave the engine out, or quantize the graph"
+            )
+        return False
+    check_raster(graph, raster)
+    unknown = unknown_to_events(graph)
+    if engine == "events" and unknown is not None:
+        raise GraphError(f"{unknown} is unknown to the event-driven engine; use engine='batched'")
+    return engine == "events" or (engine == "auto" and unknown is None and worth_events(graph, raster))
+
+
+def _by_events(graph: SpikingGraph, raster: SpikeRaster, record: Record) -> Recording:
+    check_raster(graph, raster)
+    wanted: list[tuple[str, Quantity]] = [(graph.output, "value")]
+    layers = [name for name in graph.order if isinstance(graph.nodes[name], NEURON) and record != "output"]
+    for name in layers:
+        readout = isinstance(graph.nodes[name], READOUT)
+        wanted += [] if readout else [(name, "value")]
+        wanted += [(name, "v")] if record == "all" or readout else []
+        wanted += [(name, "i")] if record == "all" else []
+    found = {key: torch.from_numpy(array) for key, array in run_events(graph, raster, wanted).items()}
+    spiking = is_spiking_output(graph)
+    data = found[graph.output, "value"].to(torch.bool if spiking else torch.float32)
+    output = SpikeRaster(data, graph.dt, kind="spikes" if spiking else "analog")
+    traces = {}
+    for name in layers:
+        spikes = found.get((name, "value"))
+        traces[name] = Trace(
+            None if spikes is None else spikes.view(torch.bool), found.get((name, "v")), found.get((name, "i"))
+        )
+    return Recording(output, traces)
+
+
+def _by_steps(graph: SpikingGraph, raster: SpikeRaster, record: Record) -> Recording:
     outputs: list[torch.Tensor] = []
     kept: dict[str, tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]] = {}
     for step in stream(graph, raster):

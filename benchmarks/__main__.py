@@ -7,7 +7,7 @@ import platform
 import numpy as np
 import torch
 
-from benchmarks import bench_allocate, bench_calibrate, bench_map, bench_prune
+from benchmarks import bench_allocate, bench_calibrate, bench_loihi, bench_map, bench_prune
 
 
 def main() -> None:
@@ -24,6 +24,8 @@ def main() -> None:
     bench_map.main()
     print("\ncalibration, one thread")
     bench_calibrate.main()
+    print("\nfixed point: both engines against Lava")
+    bench_loihi.main()
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import numpy as np
 Array = Any  # what numba sees has a dtype and a number of axes that it finds out itself
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
-        loop: Callable[..., None] = numba.njit(cache=True, nogil=True)(function)
+        loop: Callable[..., Any] = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba's word for: no directory for the cache can be written
         loop = numba.njit(nogil=True)(function)
     return loop
@@ -70,7 +70,10 @@ def _add_dense_rows(
 def _add_sparse_rows(
     x: Array, lists: Array, geometry: Array, ways_y: Array, ways_x: Array, start: Array, shift: int, out: Array
 ) -> None:
-    """As `_add_dense_rows`, with lists of the weights that are not zero: (first, target channel, weight)."""
+    """As `_add_dense_rows`, with lists of the weights that are not zero: (first, target channel, weight).
+
+    Target channels are unsigned, which spares numba a look whether they count from the end.
+    """
     (first, targets, weights) = lists
     y_first, y_kernel, y_out = ways_y
     x_first, x_kernel, x_out = ways_x
@@ -90,8 +93,13 @@ def _add_sparse_rows(
                 for q in range(x_first[column], x_first[column + 1]):
                     tap = (channel * geometry[2] + y_kernel[p]) * geometry[3] + x_kernel[q]
                     base = (y_out[p] * geometry[5] + x_out[q]) * outputs
-                    for j in range(first[tap], first[tap + 1]):
-                        sums[base + targets[j]] += weights[j] * amount
+                    target = sums[base : base + outputs]
+                    if amount == 1:
+                        for j in range(first[tap], first[tap + 1]):
+                            target[targets[j]] += weights[j]
+                    else:
+                        for j in range(first[tap], first[tap + 1]):
+                            target[targets[j]] += weights[j] * amount
         _shift_into(sums, outputs, shift, out[row])
 
 
@@ -156,7 +164,7 @@ def _advance(drive: Array, state: Array, parameters: Array, limit: float, spikes
             kept[1][row] = u
 
 
-_events_of = _compiled(_find_events)  # type: ignore[assignment]
+_events_of = _compiled(_find_events)
 _shift_into = _compiled(_shifted)
 add_dense_rows = _compiled(_add_dense_rows)
 add_sparse_rows = _compiled(_add_sparse_rows)

@@ -44,8 +44,11 @@ from slamp.raster import SpikeRaster
 Quantity = Literal["value", "v", "i"]
 KNOWN = (Input, Output, Flatten, SumPool2d, *WEIGHTED, *NEURON)
 LARGEST_SUM = 2**31 - 1
+WORTH_LOADING = 5000  # the batched engine takes about half a second for them, as loading compiled loops does
+SMALL_BATCH = 8  # BLAS does not pay for so few samples, however many inputs spike
+SPARSE_INPUT = 0.2
 # Above this share of weights that are not zero, adding whole rows is faster than following lists.
-ROW_DENSITY = 0.2
+ROW_DENSITY = 0.25
 CHUNK_CELLS = 1 << 20  # cells of one piece of steps and samples, over all nodes; they stay in the cache
 
 
@@ -100,9 +103,17 @@ def unknown_to_events(graph: SpikingGraph) -> str | None:
 
 
 def worth_events(graph: SpikingGraph, raster: SpikeRaster) -> bool:
-    """True where "auto" takes the event-driven engine: its integers hold every sum."""
-    largest = _largest(raster)
-    return largest == 1.0 or max(value_bounds(graph, largest).values()) <= LARGEST_SUM
+    """True where "auto" takes the event-driven engine; measured with `benchmarks/bench_loihi.py`.
+
+    That is where all of this holds: layers of neurons times steps times samples are at least `WORTH_LOADING`; the batch
+    is at most `SMALL_BATCH`, or at most `SPARSE_INPUT` of the inputs are not zero; every sum fits 32 bits.
+    """
+    layers = sum(isinstance(node, NEURON) for node in graph.nodes.values())
+    if layers * raster.steps * raster.batch < WORTH_LOADING:
+        return False
+    if raster.batch > SMALL_BATCH and int(raster.data.count_nonzero()) > SPARSE_INPUT * raster.data.numel():
+        return False
+    return raster.is_spikes or max(value_bounds(graph, _largest(raster)).values()) <= LARGEST_SUM
 
 
 def run_events(
@@ -241,7 +252,7 @@ def _synapses(node: Weighted, shape: Shape, out_shape: Shape, bound: float) -> _
     if is_sparse:
         row, column = rows.nonzero()
         first = np.concatenate([[0], np.cumsum(np.count_nonzero(rows, axis=1))]).astype(np.int64)
-        targets = (column + group[row] * rows.shape[1]).astype(np.int32)
+        targets = (column + group[row] * rows.shape[1]).astype(np.uint32)
         lists = (first, targets, np.ascontiguousarray(rows[row, column]))
     else:
         lists = (np.ascontiguousarray(rows), group[:: spatial[0] * spatial[1]] * rows.shape[1])

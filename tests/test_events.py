@@ -282,10 +282,28 @@ def test_a_node_the_engine_does_not_know_is_named(monkeypatch: pytest.MonkeyPatc
 
 def test_sums_beyond_32_bits_go_to_the_batched_engine() -> None:
     pooled = chain(SumPool2d((2, 2), (2, 2)), Flatten(0, 2), linear([[2.0**-8]]), cuba((1,)), features=(1, 2, 2))
-    raster = SpikeRaster(torch.full((2, 1, 1, 2, 2), 2.0**29), DT, kind="analog")
+    raster = SpikeRaster(torch.full((5000, 1, 1, 2, 2), 2.0**29), DT, kind="analog")
     with pytest.raises(GraphError, match="n1: its inputs may reach 2147483648, beyond the 32-bit integers"):
         slamp.simulate(pooled, raster, engine="events")
-    assert slamp.simulate(pooled, raster).output.steps == 2
+    assert slamp.simulate(pooled, raster).output.steps == 5000
+
+
+def test_auto_takes_events_for_long_runs_of_few_samples_or_few_spikes() -> None:
+    graph = chain(linear(np.ones((2, 10))), cuba((2,)), features=(10,))
+
+    def raster(steps: int, batch: int, rate: float) -> SpikeRaster:
+        return SpikeRaster(torch.tensor(np.random.default_rng(0).random((steps, batch, 10)) < rate), DT)
+
+    assert not events.worth_events(graph, raster(4999, 1, 0.1))
+    assert events.worth_events(graph, raster(5000, 1, 0.9))
+    assert events.worth_events(graph, raster(100, 50, 0.1))
+    assert not events.worth_events(graph, raster(100, 50, 0.3))
+    assert (
+        difference(
+            slamp.simulate(graph, raster(5000, 1, 0.9)), slamp.simulate(graph, raster(5000, 1, 0.9), engine="batched")
+        )
+        == []
+    )
 
 
 def test_importing_slamp_loads_no_compiler() -> None:

@@ -19,6 +19,7 @@ from slamp.errors import GraphError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
     IF,
+    NEURON,
     READOUT,
     SPIKING,
     WEIGHTED,
@@ -124,6 +125,11 @@ def value_bounds(graph: SpikingGraph, largest_input: float) -> Mapping[str, floa
         node = graph.nodes[name]
         bound = sum(given[source] for source in graph.sources(name)) if graph.sources(name) else largest_input
         arriving[name] = bound
+        if isinstance(node, NEURON) and bound > MAX_SUM:
+            raise GraphError(
+                f"{name}: the sum of its inputs may reach {bound:.0f}; allowed is {MAX_SUM}, beyond which Lava's integers "
+                "overflow; use smaller weight exponents, or smaller graded inputs"
+            )
         if isinstance(node, SPIKING):
             given[name] = 1.0
         elif isinstance(node, READOUT):

@@ -230,6 +230,15 @@ def test_sums_that_lava_cannot_hold_are_refused() -> None:
         slamp.simulate(graph, ones(1, 1025))
 
 
+def test_sums_of_several_layers_that_lava_cannot_hold_are_refused() -> None:
+    half = linear([[16384.0] * 600])
+    nodes: dict[str, Node] = {"input": Input((600,)), "a": half, "b": half, "n": cuba((1,)), "output": Output((1,))}
+    edges = (("input", "a"), ("input", "b"), ("a", "n"), ("b", "n"), ("n", "output"))
+    graph = SpikingGraph(nodes, edges, DT, FixedPoint())
+    with pytest.raises(GraphError, match="n: the sum of its inputs may reach 19660800; allowed is 16777216"):
+        slamp.simulate(graph, ones(1, 600))
+
+
 def test_graded_inputs_must_be_whole() -> None:
     graph = chain(linear([[1.0]]), cuba((1,)), features=(1,))
     with pytest.raises(RasterError, match=r"raster: \[0, 0, 0\] is 0.5; a fixed-point graph takes spikes or whole"):

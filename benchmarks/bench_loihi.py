@@ -7,6 +7,7 @@ time per sample and step is that of one sample. Its spikes are compared with our
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 import time
@@ -47,7 +48,7 @@ def chain(features: Shape, nodes: Sequence[Node]) -> SpikingGraph:
         shape = output_shape(name, node, shape)
     named["output"] = Output(shape)
     names = list(named)
-    return SpikingGraph(named, tuple(zip(names, names[1:], strict=False)), DT, slamp.FixedPoint())
+    return SpikingGraph(named, tuple(itertools.pairwise(names)), DT, slamp.FixedPoint())
 
 
 def neurons(shape: Shape, mantissa: int) -> CubaLIF:
@@ -62,7 +63,7 @@ def neurons(shape: Shape, mantissa: int) -> CubaLIF:
 
 def dense_net(sizes: Sequence[int] = (784, 512, 10), density: float = 1.0) -> SpikingGraph:
     nodes: list[Node] = []
-    for layer, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         drive = 74 * (inputs * RATE * density) ** 0.5  # about what arrives in a step
         nodes += [Linear(weights((outputs, inputs), density, layer)), neurons((outputs,), int(8 * drive))]
     return chain((sizes[0],), nodes)

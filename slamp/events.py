@@ -48,7 +48,7 @@ WORTH_LOADING = 5000  # the batched engine takes about half a second for them, a
 SMALL_BATCH = 8  # BLAS does not pay for so few samples, however many inputs spike
 SPARSE_INPUT = 0.2
 # Above this share of weights that are not zero, adding whole rows is faster than following lists.
-ROW_DENSITY = 0.25
+ROW_DENSITY = 0.15
 CHUNK_CELLS = 1 << 20  # cells of one piece of steps and samples, over all nodes; they stay in the cache
 
 

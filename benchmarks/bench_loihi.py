@@ -201,15 +201,18 @@ def draw(by_density: Sequence[Point], by_rate: Sequence[Point], path: Path) -> N
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
     for axis, points, label in (
-        (axes[0], [(point.density, point.step_us) for point in by_density], "share of weights kept"),
+        (axes[0], [(point.density, point.step_us) for point in by_density], "share of weights kept (many: whole rows)"),
         (axes[1], [(point.rate, point.step_us) for point in by_rate], "share of inputs that spike"),
     ):
         x, y = zip(*points, strict=True)
         axis.loglog(x, y, "o-", label="measured")
-        axis.loglog(x, [y[2] * value / x[2] for value in x], "k:", label="in proportion")
+        falling = [value for value in x if value <= x[2]]
+        axis.loglog(falling, [y[2] * value / x[2] for value in falling], "k:", label="in proportion")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(label)
         axis.legend()
     axes[0].set_ylabel("event-driven engine, us per step")

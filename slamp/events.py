@@ -252,7 +252,8 @@ def _synapses(node: Weighted, shape: Shape, out_shape: Shape, bound: float) -> _
     if is_sparse:
         row, column = rows.nonzero()
         first = np.concatenate([[0], np.cumsum(np.count_nonzero(rows, axis=1))]).astype(np.int64)
-        targets = (column + group[row] * rows.shape[1]).astype(np.uint32)
+        narrow = np.uint16 if channels_out <= 2**16 else np.uint32
+        targets = (column + group[row] * rows.shape[1]).astype(narrow)
         lists = (first, targets, np.ascontiguousarray(rows[row, column]))
     else:
         lists = (np.ascontiguousarray(rows), group[:: spatial[0] * spatial[1]] * rows.shape[1])

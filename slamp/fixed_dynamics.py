@@ -127,8 +127,8 @@ def value_bounds(graph: SpikingGraph, largest_input: float) -> Mapping[str, floa
         arriving[name] = bound
         if isinstance(node, NEURON) and bound > MAX_SUM:
             raise GraphError(
-                f"{name}: the sum of its inputs may reach {bound:.0f}; allowed is {MAX_SUM}, beyond which Lava's integers "
-                "overflow; use smaller weight exponents, or smaller graded inputs"
+                f"{name}: the sum of its inputs may reach {bound:.0f}; allowed is {MAX_SUM}, beyond which Lava's "
+                "integers overflow; use smaller weight exponents, or smaller graded inputs"
             )
         if isinstance(node, SPIKING):
             given[name] = 1.0

@@ -168,7 +168,7 @@ def _synapse(spec: Any, arrays: Any, source: Any, spikes: Any, out: Any) -> Any:
         process = Sparse(weights=csr_matrix(weight), weight_exp=exponent, num_message_bits=bits, **mode)
         return _built(process, PySparseModelBitAcc, ports), False
     if spec["kind"] == "delay_dense":
-        delay = arrays[spec["delay"]]
+        delay = arrays[spec["delay"]].astype(int)  # Lava takes no other integers
         process = DelayDense(
             weights=weight,
             delays=delay,

@@ -99,7 +99,7 @@ def lift(network: nir.NIRGraph) -> SpikingGraph:
     if network.metadata.get("format") != FORMAT:
         raise ArtifactError(
             "holds no metadata of slamp, so dt, reset and order of updates are unknown; "
-            "allowed are files written by slamp; importing the files of other tools comes with a later version"
+            "allowed are files written by slamp, or give dt= (and reset=) to take it literally"
         )
     header = json.loads(network.metadata["graph"])
     arrays = {}

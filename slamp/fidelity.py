@@ -73,8 +73,8 @@ def fidelity(
     """Compare a pruned or quantized network with the one it came from.
 
     The van Rossum distance (Neural Computation 13, 2001) of two spike trains is the square root of
-    ``1 / tau * sum over t of (f(t) - g(t))^2``, where f and g jump by 1 at each spike and decay by ``exp(-1 / tau)`` per
-    step; the sum ends with the sample.
+    ``1 / tau * sum over t of (f(t) - g(t))^2``, where f and g jump by 1 at each spike and decay by ``exp(-1 / tau)``
+    per step; the sum ends with the sample.
 
     Args:
         reference: The network as it was.

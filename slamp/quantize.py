@@ -160,9 +160,9 @@ def _check(graph: SpikingGraph, profile: Profile, activity: Activity) -> None:
         )
     if activity.sample is None:
         raise ProfileError("quantize: the activity keeps no samples; measure it with slamp.calibrate")
-    if not activity.sample.is_spikes:
+    if not activity.sample.is_spikes and bool((activity.sample.data % 1 != 0).any()):
         raise UnsupportedNodeError(
-            f"{graph.input}: takes analog values, which Loihi does not; run the first layer on the host, and quantize "
+            f"{graph.input}: takes fractions, which Loihi does not; run the first layer on the host, and quantize "
             "a network that begins with its spikes"
         )
 
@@ -231,7 +231,7 @@ def _check_neuron(name: str, node: Neuron) -> None:
 def _values(graph: SpikingGraph, source: str, sample: SpikeRaster, traces: Mapping[str, Trace]) -> torch.Tensor:
     """Spikes of a neuron layer or the input, float32 (time, batch, *features)."""
     if source == graph.input:
-        return sample.data.cpu().to(torch.float32)
+        return sample.data.cpu().to(torch.float32)  # spikes, or whole numbers of a graded input
     spikes = traces[source].spikes
     assert spikes is not None
     return spikes.cpu().to(torch.float32)
@@ -441,7 +441,7 @@ def _driven(
 ) -> torch.Tensor:
     """Return what one source adds to a layer, (time, batch, *neurons), in whole numbers."""
     name = layer.sources[source]
-    x, bound = values.flatten(0, 1), 1.0
+    x, bound = values.flatten(0, 1), float(values.abs().max())
     for before in layer.chains[name]:
         node = graph.nodes[before]
         pool = SumPool2d(node.kernel_size, node.stride) if isinstance(node, AvgPool2d) else node

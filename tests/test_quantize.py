@@ -291,5 +291,5 @@ def test_what_quantize_is_given_is_checked() -> None:
     with pytest.raises(UnsupportedNodeError, match="graph: is in fixed point already"):
         slamp.quantize(integers, LOIHI, slamp.calibrate(integers, raster))
     values = SpikeRaster(torch.rand(5, 2, 4), DT, kind="analog")
-    with pytest.raises(UnsupportedNodeError, match="input: takes analog values, which Loihi does not"):
+    with pytest.raises(UnsupportedNodeError, match="input: takes fractions, which Loihi does not"):
         slamp.quantize(graph, LOIHI, slamp.calibrate(graph, values))

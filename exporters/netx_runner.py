@@ -4,68 +4,150 @@
 *features in torch order), and ``graded``, 0 or 1. Samples follow one another in one run: every layer starts anew
 (LIFReset) at the step in which the first input of a sample reaches it. The output file gets, for every layer k that has
 neurons, ``u/k``, ``v/k`` and ``s/k``, (time, batch, *neurons in torch order), aligned with the inputs.
+
+Start a copy of it that lies alone in a directory: Lava's compiler imports every file beside the one that defines a
+process, and this one defines a process.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import tempfile
+import traceback
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lava.lib.dl.netx import hdf5
+from lava.lib.dl.netx.hdf5 import Network
+from lava.magma.core.decorator import implements, requires, tag
+from lava.magma.core.model.py.model import PyLoihiProcessModel
+from lava.magma.core.model.py.ports import PyInPort, PyRefPort
+from lava.magma.core.model.py.type import LavaPyType
+from lava.magma.core.process.ports.ports import InPort, RefPort
+from lava.magma.core.process.process import AbstractProcess
+from lava.magma.core.resources import CPU
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
+from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from lava.proc.io.source import RingBuffer
-from lava.proc.monitor.process import Monitor
+
+GRADED_BITS = 24
+# netx adds one, as Lava counts steps from 1; a synapse takes another before the first input reaches the first layer.
+RESET_OFFSET = 1
+WATCH_S = 1.0
+
+
+class Recorder(AbstractProcess):  # type: ignore[misc]  # Lava is not installed where types are checked
+    """Writes u, v and s of a layer of neurons to files. (Lava's Monitor hands its data over number by number.)"""
+
+    def __init__(self, *, shape: Any, steps: int, directory: str) -> None:
+        super().__init__(shape=shape, steps=steps, directory=directory)
+        self.spikes = InPort(shape=shape)
+        self.u_now = RefPort(shape=shape)
+        self.v_now = RefPort(shape=shape)
+
+
+@implements(proc=Recorder, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyRecorderModel(PyLoihiProcessModel):  # type: ignore[misc]  # as above
+    """Takes the spikes in the phase of spikes and the states in the one after it, as `lava.proc.monitor` does."""
+
+    spikes: PyInPort = LavaPyType(PyInPort.VEC_DENSE, int)
+    u_now: PyRefPort = LavaPyType(PyRefPort.VEC_DENSE, int)
+    v_now: PyRefPort = LavaPyType(PyRefPort.VEC_DENSE, int)
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.shape = (proc_params["steps"], *proc_params["shape"])
+        self.directory = proc_params["directory"]
+        self.files: dict[str, Any] = {}
+
+    def run_spk(self) -> None:
+        """Keep the spikes of this step."""
+        if not self.files:  # here and not in the constructor: that runs before the fork
+            for key in ("u", "v", "s"):
+                self.files[key] = np.lib.format.open_memmap(f"{self.directory}/{key}.npy", "w+", np.int32, self.shape)
+        self.files["s"][self.time_step - 1] = self.spikes.recv()
+
+    def post_guard(self) -> bool:
+        """Ask for the phase after the spikes."""
+        return True
+
+    def run_post_mgmt(self) -> None:
+        """Keep the states after this step."""
+        self.files["u"][self.time_step - 1] = self.u_now.read()
+        self.files["v"][self.time_step - 1] = self.v_now.read()
 
 
 def main(network_path: str, input_path: str, output_path: str) -> None:
     """Run all samples and write the result by rename."""
     with np.load(input_path, allow_pickle=False) as archive:
         inputs, graded = archive["inputs"].astype(np.int32), bool(archive["graded"])
-    steps, batch = inputs.shape[:2]
-    features = inputs.shape[2:]
-    flowing = inputs.swapaxes(0, 1).reshape(steps * batch, *features)
-    settings = {"input_message_bits": 24 if graded else 0}
-    # netx adds one step to the offset itself and one more per layer; the first layer answers one step after the source.
-    net = hdf5.Network(net_config=network_path, reset_interval=steps, reset_offset=1, **settings)
-    depth = len(net.layers)
+    steps, batch, *features = inputs.shape
+    network = Network(
+        net_config=network_path,
+        input_message_bits=GRADED_BITS if graded else 0,
+        reset_interval=steps,
+        reset_offset=RESET_OFFSET,
+    )
+    depth = len(network.layers)
     total = steps * batch + depth
+    flowing = inputs.swapaxes(0, 1).reshape(steps * batch, *features)
     data = np.concatenate([flowing, np.zeros((depth, *features), np.int32)])
-    data = data.transpose(3, 2, 1, 0) if len(features) == 3 else data.reshape(total, -1).T
+    # Lava's order is (x, y, channels, time); a network that begins with a dense layer takes flat features.
+    data = data.transpose(3, 2, 1, 0) if len(network.inp.shape) == 3 else data.reshape(total, -1).T
     source = RingBuffer(data=np.ascontiguousarray(data))
-    source.s_out.connect(net.inp)
-    probes = [
-        [_probed(part, total) for part in (layer.neuron.u, layer.neuron.v, layer.neuron.s_out)] for layer in net.layers
-    ]
-    try:
-        net.run(condition=RunSteps(num_steps=total), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
-        seen = [[_data(probe) for probe in trio] for trio in probes]
-    finally:
-        net.stop()
+    source.s_out.connect(network.inp)
     arrays = {}
-    for k, (u, v, s) in enumerate(seen):
-        for key, values in (("u", u), ("v", v), ("s", s != 0)):
-            part = values[k + 1 : k + 1 + steps * batch]
-            part = part.transpose(0, 3, 2, 1) if part.ndim == 4 else part
-            arrays[f"{key}/{k}"] = part.reshape(batch, steps, *part.shape[1:]).swapaxes(0, 1)
+    with tempfile.TemporaryDirectory(dir=Path(output_path).parent) as directory:
+        places = [Path(directory) / str(index) for index in range(depth)]
+        for layer, place in zip(network.layers, places):  # noqa: B905  # Python 3.10's zip, lengths are equal
+            place.mkdir()
+            recorder = Recorder(shape=layer.neuron.s_out.shape, steps=total, directory=str(place))
+            layer.neuron.s_out.connect(recorder.spikes)
+            recorder.u_now.connect_var(layer.neuron.u)
+            recorder.v_now.connect_var(layer.neuron.v)
+        _run(source, total)
+        for index, place in enumerate(places):
+            for key in ("u", "v", "s"):
+                part = np.load(place / f"{key}.npy")[index + 1 : index + 1 + steps * batch]
+                part = part.transpose(0, 3, 2, 1) if part.ndim == 4 else part
+                arrays[f"{key}/{index}"] = part.reshape(batch, steps, *part.shape[1:]).swapaxes(0, 1)
     with open(f"{output_path}.partial", "wb") as file:
         np.savez(file, **arrays)
     os.replace(f"{output_path}.partial", output_path)
 
 
-def _probed(part: Any, steps: int) -> Any:
-    monitor = Monitor()
-    monitor.probe(part, steps)
-    return monitor
+def _run(process: Any, steps: int) -> None:
+    """Run to the end. Where a process of Lava failed, ``stop`` would hang for ever: say why, and end the group."""
+    try:
+        process.run(condition=RunSteps(num_steps=steps), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+    except Exception:
+        traceback.print_exc()
+        runtime = process.runtime
+        for actor in runtime._messaging_infrastructure.actors if runtime is not None else ():
+            if actor.exception:
+                print(actor.exception[1], file=sys.stderr)
+        sys.stderr.flush()
+        os.killpg(0, signal.SIGTERM)
+    process.stop()
 
 
-def _data(monitor: Any) -> Any:
-    (by_name,) = monitor.get_data().values()
-    (values,) = by_name.values()
-    return np.asarray(values)
+def watch(parent: int) -> None:
+    """From now on, end the whole group when the process that started us is gone: nobody else would."""
+
+    def look(*_: object) -> None:
+        if os.getppid() != parent:
+            os.killpg(0, signal.SIGTERM)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, WATCH_S, WATCH_S)
 
 
 if __name__ == "__main__":
+    watch(os.getppid())
     main(*sys.argv[1:4])
+    signal.setitimer(signal.ITIMER_REAL, 0)

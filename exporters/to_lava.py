@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -129,7 +130,8 @@ class LavaExporter:
         with tempfile.TemporaryDirectory(prefix="slamp-lava-") as directory:
             given, result = Path(directory) / "input.npz", Path(directory) / "output.npz"
             np.savez(given, inputs=inputs.numpy().astype(np.int32), graded=np.int64(not inputs.is_spikes))
-            script = Path(__file__).with_name("netx_runner.py")
+            # alone in its directory, see there
+            script = Path(shutil.copy(Path(__file__).with_name("netx_runner.py"), directory))
             words = run_child([str(python), "-I", str(script), str(path), str(given), str(result)], self.time_limit_s)
             if not result.is_file():
                 raise WitnessError(f"{artifact.directory}: Lava ended without a result: {words}")

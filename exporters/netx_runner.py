@@ -40,7 +40,7 @@ WATCH_S = 1.0
 
 
 class Recorder(AbstractProcess):  # type: ignore[misc]  # Lava is not installed where types are checked
-    """Writes u, v and s of a layer of neurons to files. (Lava's Monitor hands its data over number by number.)"""
+    """Writes u, v and s of a layer of neurons to files; Lava's Monitor hands its data over number by number."""
 
     def __init__(self, *, shape: Any, steps: int, directory: str) -> None:
         super().__init__(shape=shape, steps=steps, directory=directory)
@@ -123,17 +123,25 @@ def main(network_path: str, input_path: str, output_path: str) -> None:
 
 def _run(process: Any, steps: int) -> None:
     """Run to the end. Where a process of Lava failed, ``stop`` would hang for ever: say why, and end the group."""
+    done = False
     try:
         process.run(condition=RunSteps(num_steps=steps), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
-    except Exception:
-        traceback.print_exc()
-        runtime = process.runtime
-        for actor in runtime._messaging_infrastructure.actors if runtime is not None else ():
-            if actor.exception:
-                print(actor.exception[1], file=sys.stderr)
-        sys.stderr.flush()
-        os.killpg(0, signal.SIGTERM)
+        done = True
+    finally:
+        if not done:
+            _give_up(process.runtime)
     process.stop()
+
+
+def _give_up(runtime: Any) -> None:
+    traceback.print_exc()
+    for actor in runtime._messaging_infrastructure.actors if runtime is not None else ():
+        if actor.exception:
+            print(actor.exception[1], file=sys.stderr)
+    sys.stderr.flush()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    os._exit(1)
 
 
 def watch(parent: int) -> None:

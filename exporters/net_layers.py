@@ -8,7 +8,7 @@ is computed here by the same rules, and a layer it would change is refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -154,9 +154,9 @@ def _layer(graph: SpikingGraph, source: str, waiting: list[str], weighted: str, 
 
 def _pooled_kernel(graph: SpikingGraph, node: Conv2d, pools: list[str], start: Shape, shape: Shape) -> Conv2d | None:
     """Return one convolution that does what pools and a convolution do one after another, None if there is none."""
-    if node.padding == "same":
+    found = _with_numbers(node)
+    if found is None:
         return None
-    found = node
     for name in reversed(pools):
         pool = graph.nodes[name]
         assert isinstance(pool, SumPool2d)
@@ -170,6 +170,14 @@ def _pooled_kernel(graph: SpikingGraph, node: Conv2d, pools: list[str], start: S
             return None
         found = _spread(found, pool)
     return found if _fits(found, start, shape) else None
+
+
+def _with_numbers(node: Conv2d) -> Conv2d | None:
+    """Return a convolution whose padding is numbers; None where "same" pads one side more than the other."""
+    if node.padding != "same":
+        return node
+    spans = [node.dilation[axis] * (node.weight.shape[2 + axis] - 1) for axis in range(2)]
+    return None if any(span % 2 for span in spans) else replace(node, padding=(spans[0] // 2, spans[1] // 2))
 
 
 def _fits(node: Conv2d, start: Shape, shape: Shape) -> bool:
@@ -277,9 +285,9 @@ def check_loaded(layer: NetLayer) -> None:
     if not np.array_equal(loaded, layer.weight.astype(np.float64)):
         index = tuple(int(axis) for axis in np.argwhere(loaded != layer.weight)[0])
         raise UnsupportedNodeError(
-            f"{layer.weights}: netx loads weight{list(index)} as {loaded[index]:g} instead of "
-            f"{weight[index]}, because no weight there is positive and the largest magnitude is a power of two; change "
-            "that one weight"
+            f"{layer.weights}: netx loads weight{list(index)} as {loaded[index]:g} instead of {weight[index]}, as it "
+            "rescales layers without a positive weight wrongly where the largest magnitude is a power of two, or odd "
+            "weights go beyond 127; change that weight, or keep a positive one"
         )
 
 
@@ -289,22 +297,22 @@ def loaded_by_netx(weight: np.ndarray) -> np.ndarray:
     The rules are those of lava-dl 0.6.0 (`netx/utils.py`, optimize_weight_bits) and lava-nc 0.10.0
     (`utils/weightutils.py`), restated.
     """
-    largest, least = int(weight.max()), int(weight.min())
-    if largest > 0 > least or (largest == 0 and least < 0):
-        mixed = 1
-        scale = min(127 / largest if largest > 0 else np.inf, -128 / least if least < 0 else np.inf)
+    whole = weight.astype(np.int64)
+    largest, least = int(whole.max()), int(whole.min())
+    # netx takes a layer of negative weights and zeros for one of both signs.
+    mixed = int(least < 0 <= largest)
+    if mixed:
+        scale = min(127 / largest if largest > 0 else np.inf, -128 / least)
     else:
-        mixed = 0
         scale = 255 / largest if least >= 0 else -256 / least
     shift = int(np.floor(np.log2(scale))) + mixed
-    held = weight.astype(np.float64) * 2.0**shift
-    held = np.trunc(held)
-    # Lava's Dense finds the sign mode anew from the scaled weights.
-    if held.min() >= 0:
-        held = np.clip(held, 0, 255)
-    elif held.max() <= 0:
-        held = np.clip(held, -255, 0)
-    else:
-        held = np.floor(np.clip(held, -256, 255) / 2) * 2
-    loaded: np.ndarray = held / 2.0**shift
+    zeros = next(bits for bits in range(8, -1, -1) if not (whole % (1 << bits)).any()) - mixed
+    held = whole << shift
+    # Lava's Dense finds the signs anew from the scaled weights; it drops bits of the magnitudes of negative layers.
+    negative, both = bool(held.max() <= 0 and held.min() < 0), bool(held.min() < 0 < held.max())
+    held = np.clip(-held if negative else held, -256 if both else 0, 255)
+    dropped = shift + zeros + int(both)
+    # A shift by less than nothing leaves nothing in NumPy: netx has counted a sign bit that Lava does not.
+    held = (held >> dropped) << dropped if dropped >= 0 else np.zeros_like(held)
+    loaded: np.ndarray = (-held if negative else held) / 2.0**shift
     return loaded

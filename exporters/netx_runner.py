@@ -11,11 +11,14 @@ process, and this one defines a process.
 
 from __future__ import annotations
 
+import multiprocessing.process
 import os
 import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ GRADED_BITS = 24
 # netx adds one, as Lava counts steps from 1; a synapse takes another before the first input reaches the first layer.
 RESET_OFFSET = 1
 WATCH_S = 1.0
+PARENT = os.getppid()
 
 
 class Recorder(AbstractProcess):  # type: ignore[misc]  # Lava is not installed where types are checked
@@ -122,21 +126,44 @@ def main(network_path: str, input_path: str, output_path: str) -> None:
 
 
 def _run(process: Any, steps: int) -> None:
-    """Run to the end. Where a process of Lava failed, ``stop`` would hang for ever: say why, and end the group."""
+    """Run to the end. Where a process of Lava failed, ``run`` or ``stop`` may hang for ever: say why, end the group."""
     done = False
     try:
-        process.run(condition=RunSteps(num_steps=steps), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+        with _watched(process):
+            process.run(condition=RunSteps(num_steps=steps), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
         done = True
     finally:
         if not done:
-            _give_up(process.runtime)
+            traceback.print_exc()
+            _give_up(process)
     process.stop()
 
 
-def _give_up(runtime: Any) -> None:
-    traceback.print_exc()
+@contextmanager
+def _watched(process: Any) -> Iterator[None]:
+    """Meanwhile, give up if a process of Lava has died, or the process that started us."""
+
+    def look(*_: object) -> None:
+        if os.getppid() != PARENT:
+            _give_up(process)
+        for child in list(multiprocessing.process._children):  # type: ignore[attr-defined]  # the public way forgets
+            if child.exitcode not in (None, 0):
+                print(f"a process of Lava ended with code {child.exitcode}", file=sys.stderr)
+                _give_up(process)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, WATCH_S, WATCH_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _give_up(process: Any) -> None:
+    """Say what failed in the processes of Lava, and end them and ourselves."""
+    runtime = process.runtime
     for actor in runtime._messaging_infrastructure.actors if runtime is not None else ():
-        if actor.exception:
+        if getattr(actor, "exception", None):
             print(actor.exception[1], file=sys.stderr)
     sys.stderr.flush()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -144,18 +171,5 @@ def _give_up(runtime: Any) -> None:
     os._exit(1)
 
 
-def watch(parent: int) -> None:
-    """From now on, end the whole group when the process that started us is gone: nobody else would."""
-
-    def look(*_: object) -> None:
-        if os.getppid() != parent:
-            os.killpg(0, signal.SIGTERM)
-
-    signal.signal(signal.SIGALRM, look)
-    signal.setitimer(signal.ITIMER_REAL, WATCH_S, WATCH_S)
-
-
 if __name__ == "__main__":
-    watch(os.getppid())
     main(*sys.argv[1:4])
-    signal.setitimer(signal.ITIMER_REAL, 0)

@@ -556,7 +556,11 @@ LavaExporter(time_limit_s={limit}).replay(open_artifact("{artifact.directory}"),
     wait_until(lambda: not processes_of(marker), 15)
     wait_until(lambda: not segments & shared_memory(), 5)
     if way != "slamp killed":
-        assert "WitnessError" in (tmp_path / "said").read_text()
+        found = (tmp_path / "said").read_text()
+        assert "WitnessError" in found
+        assert {"time limit": "not done after 25 s", "runner killed": "was ended by SIGKILL"}.get(
+            way, "a process of Lava ended with code -9"
+        ) in found
 
 
 def wait_until(reached: Callable[[], bool], seconds: float) -> None:

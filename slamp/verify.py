@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from slamp.arithmetic import FixedPoint
 from slamp.compare import Comparison, Difference, compare, shifted
 from slamp.diagnose import find_parameter_difference, probable_cause
 from slamp.errors import ArtifactError, RasterError
@@ -84,7 +85,7 @@ def verify(
         for raster in rasters:
             for piece in raster.batches(batch):
                 digest.update(piece.numpy().tobytes())
-                reference = simulate(graph, piece, record="spikes")
+                reference = simulate(graph, piece, record="all" if in_integers(graph) else "spikes")
                 replayed = replay(artifact, _padded(piece, artifact.latency_steps))
                 _judge_batch(tally, _Batch(artifact, graph, piece, reference, replayed))
                 advance(piece.batch)
@@ -233,25 +234,33 @@ def _padded(raster: SpikeRaster, steps: int) -> SpikeRaster:
 
 def _judge_batch(tally: _Tally, batch: _Batch) -> None:
     latency = batch.artifact.latency_steps
-    comparison = compare(batch.reference, batch.replayed, latency_steps=latency, order=batch.graph.order)
+    integers = in_integers(batch.graph)
+    order = batch.graph.order
+    comparison = compare(batch.reference, batch.replayed, latency_steps=latency, order=order, states=integers)
     tally.steps = max(tally.steps, comparison.steps)
     tally.cells += comparison.cells
     tally.unobserved.update(dict.fromkeys(comparison.unobserved))
     active = _count_spikes(tally, batch)
     firsts = list(comparison.first_differences)
-    if comparison.readout_errors:
+    if comparison.readout_errors and integers:
+        _compare_whole_readout(tally, batch, comparison, firsts)
+    elif comparison.readout_errors:
         _compare_readout(tally, batch, comparison, firsts)
     offset = len(tally.verdicts)
     for sample, first in enumerate(firsts):
         if first is None:
             tally.verdicts.append("identical" if active[sample] else "silent")
             continue
-        verdict, difference = judge_sample(
-            batch.graph, batch.inputs, batch.reference, batch.replayed, comparison, first
-        )
+        if integers:  # fixed point knows no ties
+            verdict, difference = "different", first
+        else:
+            verdict, difference = judge_sample(
+                batch.graph, batch.inputs, batch.reference, batch.replayed, comparison, first
+            )
         tally.verdicts.append(verdict)
         if verdict == "different" and tally.first_difference is None:
-            difference = replace(difference, cause=difference.cause or _convention(batch, comparison, difference))
+            cause = "" if integers else difference.cause or _convention(batch, comparison, difference)
+            difference = replace(difference, cause=cause)
             tally.first_difference = replace(difference, sample=offset + sample)
         if verdict == "tie" and len(tally.ties) < MAX_TIES:
             tally.ties.append(replace(difference, sample=offset + sample))
@@ -267,6 +276,27 @@ def _count_spikes(tally: _Tally, batch: _Batch) -> list[bool]:
         tally.spike_cells[name] = tally.spike_cells.get(name, 0) + spikes.numel()
         active |= spikes.transpose(0, 1).flatten(1).any(1).cpu()
     return [bool(value) for value in active]
+
+
+def in_integers(graph: SpikingGraph) -> bool:
+    """True for a graph in fixed point."""
+    return isinstance(graph.arithmetic, FixedPoint)
+
+
+def _compare_whole_readout(
+    tally: _Tally, batch: _Batch, comparison: Comparison, firsts: list[Difference | None]
+) -> None:
+    """Hold an output of whole numbers against the graph's: every one must agree."""
+    steps, latency = comparison.steps, batch.artifact.latency_steps
+    expected = batch.reference.output.data[:steps].cpu().double()
+    found = shifted(batch.replayed.output.data, latency, steps).cpu().double()
+    for sample, error in enumerate(comparison.readout_errors):
+        tally.readout_error = max(tally.readout_error or 0.0, error)
+        if error and firsts[sample] is None:
+            step, *neuron = (int(index) for index in (expected != found)[:, sample].nonzero()[0])
+            cell = (step, sample, *neuron)
+            at = (batch.graph.output, step, sample, tuple(neuron))
+            firsts[sample] = Difference(*at, float(expected[cell]), float(found[cell]))
 
 
 def _compare_readout(tally: _Tally, batch: _Batch, comparison: Comparison, firsts: list[Difference | None]) -> None:

@@ -141,7 +141,7 @@ def test_lava_runs_the_file_and_every_cell_agrees(name: str, tmp_path: Path) -> 
     assert result.cells >= 3 * sum(int(np.prod(graph.shapes[name])) for name in graph.spiking) * 60
     manifest = artifact.manifest
     assert manifest["arithmetic"] == "fixed-point"
-    assert manifest["verification"]["runner"] == "lava exporter"
+    assert manifest["verification"]["runner"] == "Lava 0.10.0 (lava-dl 0.6.0, netx, fixed_pt)"
     assert manifest["files"]["network.net"]["sha256"] == file_sha256(tmp_path / "out" / "network.net")
 
 

@@ -52,6 +52,7 @@ class LavaExporter:
 
     name: ClassVar[str] = "lava"
     arithmetic: ClassVar[str] = "fixed-point"
+    runtime: ClassVar[str] = "Lava 0.10.0 (lava-dl 0.6.0, netx, fixed_pt)"
     golden: SpikeRaster | None = None
     time_limit_s: float = 600.0
 
@@ -134,7 +135,7 @@ class LavaExporter:
         if python is None:
             raise MissingDependencyError(
                 f"Lava: no finished environment in {witness_home()}; run: slamp lava install, or name another place in "
-                f"{HOME_VARIABLE}; without Lava, verify with the file read back: --witness reread"
+                f"{HOME_VARIABLE}"
             )
         with tempfile.TemporaryDirectory(prefix="slamp-lava-") as directory:
             given, result = Path(directory) / "input.npz", Path(directory) / "output.npz"
@@ -147,6 +148,10 @@ class LavaExporter:
             with np.load(result, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
         return _recording(artifact, arrays, inputs.dt)
+
+    def reread(self, artifact: Artifact, inputs: SpikeRaster) -> Recording:
+        """Run the file, read back, in slamp's own simulator."""
+        return reread(artifact, inputs)
 
 
 def reread(artifact: Artifact, inputs: SpikeRaster) -> Recording:

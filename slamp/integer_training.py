@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from slamp.arithmetic import SHIFT, STATE_LIMIT
+from slamp.arithmetic import BIAS_MANTISSA, SHIFT, STATE_LIMIT
 from slamp.calibrate import calibrate
 from slamp.capture import read_graph
 from slamp.errors import TrainingError, UnsupportedModuleError
@@ -56,7 +56,7 @@ def integer_forward(net: torch.nn.Module, profile: Profile, raster: SpikeRaster)
     try:
         for name, layer in found.layers.items():
             for weighted in layer.gains:
-                weights = _Weights(graph, found.graph, weighted, name, layer, modules[weighted][1])
+                weights = _Weights(graph, weighted, name, layer, modules[weighted][1])
                 _patch(modules[weighted][1], weights.forward, patched, weighted)
                 settle.append(weights.settle)
             neurons = _Neurons(graph.nodes[name], found.graph.nodes[name], layer.scale, modules[name][1])
@@ -84,7 +84,6 @@ class _Weights:
     def __init__(
         self,
         graph: SpikingGraph,
-        integers: SpikingGraph,
         name: str,
         neuron: str,
         layer: LayerScale,
@@ -99,16 +98,14 @@ class _Weights:
         most, mixed = levels_of(weight), weight.min() < 0 < weight.max()
         self.low, self.high = (-most, most) if mixed else (0, most) if weight.max() > 0 else (-most, 0)
         bias: np.ndarray | None = getattr(node, "bias", None)
-        # The bias of a current is a weight of an input line, that of a membrane is 64 times finer.
+        # The bias of a current is a weight of an input line, that of a membrane has 13 bits.
         self.in_current = isinstance(graph.nodes[neuron], (CubaLIF, CubaLI))
         self.bias_unit, self.bias_most = 1.0, 0
         if bias is not None and self.in_current:
             self.bias_unit = 2.0 ** weight_exponent(bias, layer.scale, float(np.abs(bias).max()))
             self.bias_most = levels_of(bias)
         elif bias is not None:
-            leak = integers.nodes[neuron].v_leak  # type: ignore[union-attr]  # a quantized IF is a LIF
-            self.bias_unit = max(1.0, float(2.0 ** _shared_exponent(leak))) / STATE_ONE
-            self.bias_most = 4095
+            self.bias_most = BIAS_MANTISSA[1]
 
     def whole_weight(self) -> torch.Tensor:
         """The weights as whole numbers, float64, with a straight-through gradient."""
@@ -117,7 +114,7 @@ class _Weights:
         return exact + (whole - exact.detach())
 
     def whole_bias(self) -> torch.Tensor | None:
-        """The bias in the same units; of a membrane in 64ths of them."""
+        """The bias in the same unit."""
         if self.module.bias is None:
             return None
         exact: torch.Tensor = self.module.bias.double() * self.scale
@@ -202,15 +199,6 @@ class _Neurons:
 def _straight_through(gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Return ``value`` with the gradient of another tensor."""
     return gradient + (value - gradient).detach()
-
-
-def _shared_exponent(whole: np.ndarray) -> int:
-    """Exponent of the membrane's biases: the least with which the largest has a 13-bit mantissa."""
-    largest = float(np.abs(whole).max())
-    exponent = 0
-    while largest / 2**exponent > 4095:
-        exponent += 1
-    return exponent
 
 
 def check_quantized(profile: Profile | None, raster: SpikeRaster | None) -> None:

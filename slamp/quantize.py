@@ -18,7 +18,6 @@ from slamp.activity import Activity
 from slamp.arithmetic import (
     BIAS_MANTISSA,
     DECAY_ONE,
-    MAX_BIAS_EXPONENT,
     MAX_THRESHOLD,
     SHIFT,
     FixedPoint,
@@ -65,8 +64,8 @@ def quantize(graph: SpikingGraph, profile: Profile, activity: Activity) -> Spiki
     The one whose integer layer, fed the float network's spikes, differs in fewest cells from the float layer is taken.
 
     The bias of an input current (`CubaLIF`) stays a bias of the weights, an input line that is always on; that of `LIF`
-    and `IF` is added to the membrane, 64 times finer. Mean pools become sum pools, their factor goes into the weights.
-    Zeros stay zeros; weights that round to zero are counted by `slamp.fidelity`.
+    and `IF` is added to the membrane, in the same unit. Mean pools become sum pools, their factor goes into the
+    weights. Zeros stay zeros; weights that round to zero are counted by `slamp.fidelity`.
 
     Args:
         graph: A float graph, batch normalization folded.
@@ -400,15 +399,16 @@ def _share(decay: np.ndarray, *, least: int) -> np.ndarray:
 
 
 def rounded_bias(name: str, added: np.ndarray) -> np.ndarray:
-    """Round biases of the membrane to 13-bit mantissas on the smallest exponent that holds them all."""
+    """Round biases of the membrane to 13-bit mantissas times 64: the unit of weights, and what netx's files hold."""
     low, high = BIAS_MANTISSA
-    for exponent in range(MAX_BIAS_EXPONENT + 1):
-        mantissa = np.rint(added / (1 << exponent))
-        if mantissa.min() >= low and mantissa.max() <= high:
-            whole: np.ndarray = mantissa * (1 << exponent)
-            return whole
+    mantissa = np.rint(added / (1 << SHIFT))
+    if mantissa.min() >= low and mantissa.max() <= high:
+        whole: np.ndarray = mantissa * (1 << SHIFT)
+        return whole
     worst = float(added.flat[np.argmax(np.abs(added))])
-    raise GraphError(f"{name}: a bias is {worst:.0f} in units of the membrane; allowed are {low << 7} to {high << 7}")
+    raise GraphError(
+        f"{name}: a bias is {worst:.0f} in units of the membrane; allowed are {low << SHIFT} to {high << SHIFT}"
+    )
 
 
 def _departure(

@@ -14,7 +14,7 @@ from slamp.arithmetic import FixedPoint
 from slamp.compare import Comparison, Difference, compare, shifted
 from slamp.diagnose import find_parameter_difference, probable_cause
 from slamp.errors import ArtifactError, RasterError
-from slamp.exporting import find_exporter
+from slamp.exporting import Exporter, find_exporter
 from slamp.fixed_conventions import fixed_cause
 from slamp.graph import SpikingGraph
 from slamp.judge import judge_sample, spikes_of
@@ -95,12 +95,17 @@ def verify(
     file_difference = ""
     if exporter is not None and (tally.altered or tally.first_difference):
         file_difference = find_parameter_difference(artifact, graph, exporter)
-    name = runner_name or (f"{artifact.target} exporter" if exporter else "runner")
+    name = runner_name or (runtime_of(exporter) if exporter else "runner")
     result = tally.result(graph, artifact.latency_steps, name, file_difference)
     if record and not _weaker(result, artifact.manifest["verification"]):
         entry = {**result.to_json(), "samples_sha256": digest.hexdigest()}
         update_manifest(artifact.directory, {"verification": entry})
     return result
+
+
+def runtime_of(exporter: Exporter) -> str:
+    """Name what an exporter replays its files with: its class variable ``runtime``, if it has one."""
+    return str(vars(type(exporter)).get("runtime", f"{exporter.name} exporter"))
 
 
 def _weaker(result: Verification, recorded: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -29,8 +30,14 @@ PYTHON_VERSION = "3.10"  # the only one lava-nc 0.10.0 and lava-dl 0.6.0 install
 
 
 def environment_python(home: Path | None = None) -> Path | None:
-    """Return the interpreter of a finished Lava environment, or None if there is none."""
-    return finished_python("lava", home)
+    """Return the interpreter of a finished Lava environment, or None if there is none.
+
+    Without one it is the running Python, where the extra ``slamp[lava]`` has put Lava beside slamp.
+    """
+    found = finished_python("lava", home)
+    if found is None and home is None and importlib.util.find_spec("lava") is not None:
+        return Path(sys.executable)
+    return found
 
 
 def find_python() -> Path | None:

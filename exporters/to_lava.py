@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 
 from exporters.environments import HOME_VARIABLE, run_child, witness_home
 from exporters.net_layers import NetLayer, net_layers
+from exporters.net_script import network_script
 from exporters.read_net import read_net
 from exporters.witness_lava import environment_python
 from slamp.archives import read_arrays
@@ -33,6 +35,7 @@ from slamp.simulate import Recording, Trace, check_raster, simulate
 
 NETWORK = "network.net"
 GOLDEN = "golden_input.npz"
+SCRIPT = "network.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,9 @@ class LavaExporter:
             raise RunFileError(f"lava: time_limit_s is {self.time_limit_s!r}; allowed is a positive number of seconds")
 
     def write(self, graph: SpikingGraph, directory: Path) -> Artifact:
-        """Write ``network.net``, and ``golden_input.npz`` if there is a golden raster.
+        """Write ``network.net``, ``network.py``, and ``golden_input.npz`` if there is a golden raster.
+
+        The script builds and runs the same network from Lava's processes, for a reader to see.
 
         Layer k of the network answers k steps later in Lava; the manifest's latency is that of the last layer.
 
@@ -85,6 +90,11 @@ class LavaExporter:
             _write_net(staged.directory / NETWORK, graph.shapes[graph.input], layers)
             staged.roles["network"] = NETWORK
             _check_written(staged.directory / NETWORK, graph, layers)
+            script = network_script(
+                graph.shapes[graph.input], layers, network=NETWORK, readout=bool(options["readout"])
+            )
+            (staged.directory / SCRIPT).write_text(script)
+            staged.roles["script"] = SCRIPT
             if self.golden is not None:
                 with (staged.directory / GOLDEN).open("wb") as file:
                     np.savez_compressed(file, spikes=self.golden.numpy(), dt=np.float64(self.golden.dt))
@@ -130,7 +140,8 @@ class LavaExporter:
         with tempfile.TemporaryDirectory(prefix="slamp-lava-") as directory:
             given, result = Path(directory) / "input.npz", Path(directory) / "output.npz"
             np.savez(given, inputs=inputs.numpy().astype(np.int32), graded=np.int64(not inputs.is_spikes))
-            script = Path(__file__).with_name("netx_runner.py")
+            # alone in its directory, see there
+            script = Path(shutil.copy(Path(__file__).with_name("netx_runner.py"), directory))
             words = run_child([str(python), "-I", str(script), str(path), str(given), str(result)], self.time_limit_s)
             if not result.is_file():
                 raise WitnessError(f"{artifact.directory}: Lava ended without a result: {words}")

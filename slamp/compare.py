@@ -234,6 +234,11 @@ def _state_differences(
         if ours is None or theirs is None:
             continue
         _check_shapes(name, ours, theirs)
+        if theirs.shape[0] != replayed.output.steps:
+            raise RasterError(
+                f"compare: {name}: the replay has {theirs.shape[0]} steps of {quantity}, its output "
+                f"{replayed.output.steps}; the exporter must record every step"
+            )
         wanted, got = _host(ours[:steps]), _host(shifted(theirs, latency, steps))
         differs = np.not_equal(wanted, got)
         firsts = []

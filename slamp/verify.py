@@ -15,13 +15,14 @@ from slamp.compare import Comparison, Difference, compare, shifted
 from slamp.diagnose import find_parameter_difference, probable_cause
 from slamp.errors import ArtifactError, RasterError
 from slamp.exporting import Exporter, find_exporter
+from slamp.fixed_conventions import fixed_cause
 from slamp.graph import SpikingGraph
 from slamp.judge import judge_sample, spikes_of
 from slamp.manifest import Artifact, open_artifact, update_manifest
 from slamp.progress import ticker
 from slamp.raster import SpikeRaster
 from slamp.rounding import output_bound
-from slamp.simulate import Recording, output_neuron, simulate
+from slamp.simulate import Recording, Trace, output_neuron, simulate
 from slamp.verification import VERDICTS, Verification
 
 MAX_TIES = 100
@@ -264,8 +265,8 @@ def _judge_batch(tally: _Tally, batch: _Batch) -> None:
             )
         tally.verdicts.append(verdict)
         if verdict == "different" and tally.first_difference is None:
-            cause = "" if integers else difference.cause or _convention(batch, comparison, difference)
-            difference = replace(difference, cause=cause)
+            known = _fixed_convention if integers else _convention
+            difference = replace(difference, cause=difference.cause or known(batch, comparison, difference))
             tally.first_difference = replace(difference, sample=offset + sample)
         if verdict == "tie" and len(tally.ties) < MAX_TIES:
             tally.ties.append(replace(difference, sample=offset + sample))
@@ -360,11 +361,41 @@ def _convention(batch: _Batch, comparison: Comparison, difference: Difference) -
     else:
         return ""
     firsts = comparison.first_differences
-    same = [sample for sample, first in enumerate(firsts) if first is not None and first.layer == compared]
-    chosen = [sample for sample in same if sample >= difference.sample][:DIAGNOSED_SAMPLES]
+    chosen = _alike(firsts, compared, difference.sample)
     inputs = SpikeRaster(batch.inputs.data[:, chosen], batch.inputs.dt, kind=batch.inputs.kind)
     spikes = {
         name: trace.spikes[:, chosen] for name, trace in batch.reference.traces.items() if trace.spikes is not None
     }
     replayed = shifted(found, batch.artifact.latency_steps, comparison.steps)[:, chosen]
     return probable_cause(graph, layer, inputs, spikes, replayed)
+
+
+def _alike(firsts: Sequence[Difference | None], layer: str, least: int) -> list[int]:
+    """Return some samples that differ in a layer first, from sample ``least`` on."""
+    same = [sample for sample, first in enumerate(firsts) if first is not None and first.layer == layer]
+    return [sample for sample in same if sample >= least][:DIAGNOSED_SAMPLES]
+
+
+def _fixed_convention(batch: _Batch, comparison: Comparison, difference: Difference) -> str:
+    """Look for a wrong integer convention in the samples of the batch that differ in the same layer first."""
+    graph, latency, steps = batch.graph, batch.artifact.latency_steps, comparison.steps
+    chosen = _alike(comparison.first_differences, difference.layer, difference.sample) or [difference.sample]
+    layer = output_neuron(graph) if difference.layer == graph.output else difference.layer
+    if layer is None:
+        return ""
+    trace = batch.replayed.traces.get(layer)
+    if trace is None:  # only the output is shown
+        data = batch.replayed.output.data
+        data = data.reshape(*data.shape[:2], *graph.shapes[layer])
+        trace = Trace(spikes=data) if batch.replayed.output.is_spikes else Trace(v=data)
+    shown = Trace(*(_chosen(part, latency, steps, chosen) for part in (trace.spikes, trace.v, trace.i)))
+    expected = {
+        name: Trace(*(_chosen(part, 0, steps, chosen) for part in (known.spikes, known.v, known.i)))
+        for name, known in batch.reference.traces.items()
+    }
+    inputs = SpikeRaster(batch.inputs.data[:steps, chosen], batch.inputs.dt, kind=batch.inputs.kind)
+    return fixed_cause(graph, layer, inputs, expected, shown)
+
+
+def _chosen(part: torch.Tensor | None, latency: int, steps: int, samples: list[int]) -> torch.Tensor | None:
+    return None if part is None else shifted(part, latency, steps)[:, samples].cpu()

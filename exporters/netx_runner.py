@@ -12,10 +12,15 @@ here each monitor writes its own file at the last step.
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 from typing import Any
 
 import numpy as np
+
+if sys.version_info >= (3, 11):  # not the Python that Lava is made for
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "lava_shim.py"))
+
 from lava.lib.dl.netx import hdf5
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from typing import Any
 
 import numpy as np
+
+if sys.version_info >= (3, 11):  # not the Python that Lava is made for
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../exporters/lava_shim.py"))
+
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
 from lava.proc.conv.process import Conv

@@ -18,10 +18,15 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from typing import Any
 
 import numpy as np
+
+if sys.version_info >= (3, 11):  # not the Python that Lava is made for
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "lava_shim.py"))
+
 from lava.magma.compiler.builders.py_builder import PyProcessBuilder
 from lava.magma.compiler.utils import PortInitializer, VarInitializer
 from lava.proc.conv.models import PyConvModelFixed

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import multiprocessing.process
 import os
+import runpy
 import signal
 import sys
 import tempfile
@@ -23,6 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+if sys.version_info >= (3, 11):  # not the Python that Lava is made for
+    here = Path(__file__).resolve().parent
+    runpy.run_path(str(next(path for path in (here / "lava_shim.py", here / "shim" / "lava_shim.py") if path.exists())))
+
 from lava.lib.dl.netx.hdf5 import Network
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.model.py.model import PyLoihiProcessModel

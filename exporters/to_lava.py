@@ -142,6 +142,8 @@ class LavaExporter:
             np.savez(given, inputs=inputs.numpy().astype(np.int32), graded=np.int64(not inputs.is_spikes))
             # alone in its directory, see there
             script = Path(shutil.copy(Path(__file__).with_name("netx_runner.py"), directory))
+            (Path(directory) / "shim").mkdir()
+            shutil.copy(Path(__file__).with_name("lava_shim.py"), Path(directory) / "shim")
             words = run_child([str(python), "-I", str(script), str(path), str(given), str(result)], self.time_limit_s)
             if not result.is_file():
                 raise WitnessError(f"{artifact.directory}: Lava ended without a result: {words}")

@@ -193,8 +193,11 @@ def compress(
                 golden = held_out.samples(0, GOLDEN_SAMPLES)
                 chosen = {"golden": golden, **options.get(target, {})}
                 chip = None if budget.profile is None else f"{budget.profile.name} {budget.profile.revision}"
-                provenance = {"seeds": {"compress": seed}, "profile": chip}
-                graph = integers.graph if integers is not None and target in whole else shipped
+                provenance: dict[str, Any] = {"seeds": {"compress": seed}, "profile": chip}
+                graph = shipped
+                if integers is not None and target in whole:
+                    graph = integers.graph
+                    provenance = {**provenance, "certificate": integers.certificate(raster)}
                 artifact = export(graph, to=target, directory=temporary / target, provenance=provenance, **chosen)
                 if graph is shipped:
                     verifications[target] = verify(artifact, graph, held_out, progress=progress)

@@ -70,6 +70,10 @@ def test_without_lava_everything_is_there_but_not_proven(monkeypatch: pytest.Mon
     manifest = found.artifacts["lava"].manifest
     assert manifest["verification"] is None
     assert manifest["verification_of_the_file"]["verdict"] == "identical"
+    certificate = manifest["certificate"]
+    assert certificate["capture"]["samples"] == 64
+    assert certificate["quantization"]["against_pruned"]["layers"]["1"]["spikes"] > 0
+    assert certificate["quantization"]["graph_hash"] == manifest["graph_hash"]
     assert (tmp_path / "out" / "nir" / "network.nir").is_file()
     assert (tmp_path / "out" / "lava" / "network.net").is_file()
 

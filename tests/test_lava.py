@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import slamp
+from exporters import witness_lava
 from exporters.lava_lowering import lava_network
 from exporters.witness_lava import environment_python, find_python, install, run_models
 from slamp.errors import MissingDependencyError, UnsupportedNodeError, WitnessError
@@ -340,20 +342,44 @@ def test_a_crash_a_hang_and_silence_are_errors(monkeypatch: pytest.MonkeyPatch, 
             run_models([arrays], time_limit_s=0.5 if name == "hang" else 60)
 
 
-def test_without_the_right_python_nothing_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_python_is_found_where_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     assert find_python() is None
-    with pytest.raises(MissingDependencyError, match=r"installs on Python 3\.10 alone and none was found"):
-        install(tmp_path / "home")
-    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("official", [True, False], ids=["python3.10", "another python"])
+def test_what_is_installed_depends_on_the_python(
+    official: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands: list[list[str]] = []
+
+    def pretend(command: list[str], time_limit_s: float) -> str:
+        commands.append(command)
+        if "venv" in command:
+            packages = Path(command[-1]) / "lib" / "python3.10" / "site-packages"
+            (packages / "tests").mkdir(parents=True)
+            (packages / "lava").mkdir()
+            (Path(command[-1]) / "bin").mkdir()
+            (Path(command[-1]) / "bin" / "python").write_text("")
+        return ""
+
+    monkeypatch.setattr(witness_lava, "run_child", pretend)
+    monkeypatch.setattr(witness_lava, "find_python", lambda: Path("/found/python3.10") if official else None)
+    assert install(tmp_path) == environment_python(tmp_path)
+    ready = json.loads((tmp_path / "lava" / "ready.json").read_text())
+    assert ready["shimmed"] is not official
+    assert ready["python"] == ("3.10" if official else "{}.{}".format(*sys.version_info))
+    assert "lava-dl==0.6.0" in ready["requirements"]
+    assert commands[0][0] == ("/found/python3.10" if official else sys.executable)
+    assert any("--ignore-requires-python" in command for command in commands) is not official
+    assert commands[-1][-1].endswith("netx_runner.py")  # what does not import is not finished
+    assert [path.name for path in (tmp_path / "lava").glob("lib/*/site-packages/*")] == ["lava"]
 
 
 @pytest.mark.slow
 def test_failed_installation_leaves_nothing(tmp_path: Path) -> None:
-    if find_python() is None:
-        pytest.skip("there is no Python 3.10 on this machine")
     with pytest.raises(WitnessError, match="ended with code 1"):
         install(tmp_path / "home", pip_arguments=("--no-index", "--find-links", str(tmp_path)))
     assert list((tmp_path / "home").iterdir()) == []

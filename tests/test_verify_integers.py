@@ -21,7 +21,7 @@ from slamp.nodes import LIF, Affine, CubaLI, Delay, Linear, frozen_array, unifor
 from slamp.raster import SpikeRaster
 from slamp.simulate import Recording, Trace
 from test_fixed_point import DT, chain, cuba, linear
-from test_lava_export import ZOO, each_graph, samples
+from test_to_lava import ZOO, each_graph, samples
 
 Change = Callable[[Trace], Trace]
 

@@ -44,7 +44,8 @@ bench: .venv/.dev
 .venv-witness/spikingjelly/ready.json: | .venv/.installed
 	$(BIN)/slamp witness install spikingjelly
 
-# The official lava-dl needs Python 3.10; where none is found, the tests against Lava say so and skip.
+# The official lava-dl needs Python 3.10; where none is found, Lava runs on this Python behind exporters/lava_shim.py.
+# Where it cannot be installed, its tests say so and skip.
 .venv-witness/lava/ready.json: | .venv/.installed
 	$(BIN)/slamp lava install || echo "no Lava here: its tests will skip"
 

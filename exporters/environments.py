@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from slamp.errors import WitnessError
@@ -52,7 +53,10 @@ def new_environment(name: str, home: Path | None = None) -> Iterator[Path]:
 
 
 def run_child(command: Sequence[str], time_limit_s: float) -> str:
-    """Run a child process in a session of its own; return the end of what it said, raise `WitnessError` if it fails."""
+    """Run a child process in a session of its own; return the end of what it said, raise `WitnessError` if it fails.
+
+    Whatever it started ends with it, however it ends, and the shared memory it leaves behind is removed.
+    """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     environment["PYTHONNOUSERSITE"] = "1"
     with tempfile.TemporaryFile() as said:
@@ -71,19 +75,49 @@ def run_child(command: Sequence[str], time_limit_s: float) -> str:
         raise WitnessError(
             f"{shown}: not done after {time_limit_s:g} s; allow more time or fewer samples; it said: {words}"
         )
+    if child.returncode < 0:
+        raise WitnessError(f"{shown}: was ended by {signal.Signals(-child.returncode).name}; it said: {words}")
     if child.returncode != 0:
         raise WitnessError(f"{shown}: ended with code {child.returncode}: {words}")
     return words
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a child's process group: SIGTERM, and SIGKILL where that was not enough."""
-    if child.poll() is not None:
-        return
+    """End what is left of a child's process group: SIGTERM, and SIGKILL where that was not enough.
+
+    Lava's processes fork; killed hard, or orphaned, they leave each other waiting and their shared memory behind.
+    """
+    shared = _shared_memory(child.pid)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        os.killpg(child.pid, number)
+        if not _group_lives(child):
+            break
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        deadline = time.monotonic() + GRACE_S
+        while _group_lives(child) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    for path in shared:
+        path.unlink(missing_ok=True)
+
+
+def _group_lives(child: subprocess.Popen[bytes]) -> bool:
+    child.poll()  # a child that nobody has waited for still counts
+    try:
+        os.killpg(child.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _shared_memory(group: int) -> list[Path]:
+    """Return the segments of shared memory that processes of a group have mapped (Linux; elsewhere none)."""
+    found: set[Path] = set()
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            child.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
+            if os.getpgid(int(process.name)) != group:
+                continue
+            lines = (process / "maps").read_text().splitlines()
+        except OSError:  # it has just ended
             continue
-        return
+        found |= {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/psm_" in line}
+    return sorted(path for path in found if path.exists())

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from slamp.arithmetic import DECAY_ONE, SHIFT, FixedPoint, bias_format, weight_format
+from slamp.arithmetic import DECAY_ONE, MAX_DELAY, SHIFT, FixedPoint, bias_format, weight_format
 from slamp.errors import UnsupportedNodeError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
     IF,
+    LIF,
     NEURON,
     READOUT,
     WEIGHTED,
@@ -21,6 +22,7 @@ from slamp.nodes import (
     Conv2d,
     CubaLI,
     CubaLIF,
+    Delay,
     Flatten,
     Input,
     Linear,
@@ -56,44 +58,27 @@ def lava_network(graph: SpikingGraph, raster: SpikeRaster) -> LavaNetwork:
     if not isinstance(graph.arithmetic, FixedPoint):
         raise UnsupportedNodeError("graph: is in float32, and Lava's fixed_pt models compute in integers")
     check_raster(graph, raster)
+    found = {name: list(_synapses(graph, name)) for name, node in graph.nodes.items() if isinstance(node, NEURON)}
+    latency = _latency(graph, found)
     arrays: dict[str, np.ndarray] = {}
     neurons: dict[str, Any] = {}
     synapses: list[dict[str, Any]] = []
-    latency = {graph.input: 0}
-    for name in [name for name in graph.order if isinstance(graph.nodes[name], NEURON)]:
+    for name, into in found.items():
         node = graph.nodes[name]
         assert isinstance(node, NEURON)
         arrays[f"bias/{name}"], exponent = _bias(name, node)
         neurons[name] = {**_parameters(name, node), "shape": graph.shapes[name], "bias_exp": exponent}
-        reached = set()
-        for weighted, source in _synapses(graph, name):
-            weight = graph.weighted[weighted]
-            kind, settings = _kind(weighted, weight)
-            arrays[f"weight/{weighted}"], held = _weight(weight)
-            reached.add(latency[source] + 1)
-            graded = int(source == graph.input and not raster.is_spikes)
-            synapses.append(
-                {
-                    "source": "input" if source == graph.input else source,
-                    "target": name,
-                    "kind": kind,
-                    "weight": f"weight/{weighted}",
-                    "num_message_bits": 24 * graded,
-                    **held,
-                    **settings,
-                }
-            )
-        if len(reached) > 1:
-            raise UnsupportedNodeError(
-                f"{name}: is reached over {' and '.join(map(str, sorted(reached)))} synapses, which Lava answers at "
-                "different steps; give the shorter path a delay"
-            )
-        latency[name] = reached.pop()
+        for synapse in into:
+            spec = _process(graph, synapse, latency[name] - latency[synapse.source] - 1, arrays)
+            graded = int(synapse.source == graph.input and not raster.is_spikes)
+            source = "input" if synapse.source == graph.input else synapse.source
+            synapses.append({**spec, "source": source, "target": name, "num_message_bits": 24 * graded})
     del latency[graph.input]
     if any(bool(arrays[f"bias/{name}"].any()) for name in neurons):
         # Biases run from Lava's first step on: every layer starts anew at the step in which the first input reaches it.
         for name, parameters in neurons.items():
             parameters["reset_offset"] = latency[name] + 1  # Lava's steps count from 1
+        _check_quiet_start(graph, found, synapses, latency)
     inputs = raster.numpy().astype(np.int32)
     empty = np.zeros((max(latency.values()), *inputs.shape[1:]), dtype=np.int32)
     arrays["inputs"] = np.concatenate([inputs, empty])
@@ -102,21 +87,128 @@ def lava_network(graph: SpikingGraph, raster: SpikeRaster) -> LavaNetwork:
     return LavaNetwork(arrays, latency)
 
 
-def _synapses(graph: SpikingGraph, neuron: str) -> Iterator[tuple[str, str]]:
-    """Yield (weighted node, neuron or input before it) of everything that drives a neuron layer."""
-    for name in graph.sources(neuron):
+@dataclass(frozen=True, eq=False)
+class _Synapse:
+    """A weighted node between two layers of neurons.
+
+    ``before`` and ``behind`` are the delays of the graph in front of and behind the weights: one number, or one per
+    source (target).
+    """
+
+    weighted: str
+    source: str
+    before: np.ndarray
+    behind: np.ndarray
+
+    @property
+    def least(self) -> int:
+        return int(self.before.min() + self.behind.min())
+
+
+def _synapses(graph: SpikingGraph, neuron: str) -> Iterator[_Synapse]:
+    """Yield everything that drives a neuron layer."""
+    for first in graph.sources(neuron):
+        name, behind = _through_delays(graph, first, wiring=Delay)
         node = graph.nodes[name]
         if not isinstance(node, WEIGHTED) or isinstance(node, Conv1d):
             raise UnsupportedNodeError(f"{name}: {type(node).__name__} before neurons has no process of Lava")
         for found in graph.sources(name):
-            source = found
-            while isinstance(graph.nodes[source], Flatten):
-                (source,) = graph.sources(source)
+            source, before = _through_delays(graph, found, wiring=(Delay, Flatten))
             if isinstance(graph.nodes[source], READOUT) or not isinstance(graph.nodes[source], (Input, *NEURON)):
                 raise UnsupportedNodeError(
                     f"{source}: {type(graph.nodes[source]).__name__} before {name} has no process of Lava"
                 )
-            yield name, source
+            yield _Synapse(name, source, before, behind)
+
+
+def _through_delays(graph: SpikingGraph, name: str, *, wiring: type | tuple[type, ...]) -> tuple[str, np.ndarray]:
+    """Go back over wiring; return what stands before it, and the sum of its delays."""
+    steps = np.zeros(1, dtype=np.int64)
+    while isinstance(node := graph.nodes[name], wiring):
+        if isinstance(node, Delay):
+            late = node.steps.reshape(-1).astype(np.int64)
+            uniform = bool((late == late[0]).all())
+            steps = steps + (late[:1] if uniform else late)
+        sources = graph.sources(name)
+        if len(sources) != 1:
+            raise UnsupportedNodeError(
+                f"{name}: reads the sum of {' and '.join(sources)}, which has no process of Lava"
+            )
+        (name,) = sources
+    return name, steps
+
+
+def _latency(graph: SpikingGraph, found: Mapping[str, list[_Synapse]]) -> dict[str, int]:
+    """Return by how many steps each layer answers later in Lava: least numbers with which no delay is negative."""
+    latency = {graph.input: 0} | dict.fromkeys(found, 1)
+    for _ in range(len(latency)):
+        changed = False
+        for name, into in found.items():
+            needed = max(latency[synapse.source] + 1 - synapse.least for synapse in into)
+            if needed > latency[name]:
+                latency[name], changed = needed, True
+        if not changed:
+            return latency
+    late = next(name for name, into in found.items() if any(synapse.least for synapse in into))
+    raise UnsupportedNodeError(
+        f"{late}: lies on a cycle of more synapses than steps of delay; each takes a step in Lava, so delay it more"
+    )
+
+
+def _check_quiet_start(
+    graph: SpikingGraph,
+    found: Mapping[str, list[_Synapse]],
+    synapses: list[dict[str, Any]],
+    latency: Mapping[str, int],
+) -> None:
+    """Refuse spikes that biases cause before a layer starts and that are still on their way afterwards.
+
+    In a chain without delays every such spike arrives before its target starts anew, which forgets it.
+    """
+    lasting = any(spec["kind"] == "delay_dense" for spec in synapses) or any(
+        synapse.source != graph.input and latency[synapse.source] >= latency[name]
+        for name, into in found.items()
+        for synapse in into
+    )
+    for name in latency if lasting else ():
+        node = graph.nodes[name]
+        if isinstance(node, (LIF, CubaLIF)) and bool((node.v_leak * latency[name] > node.v_threshold).any()):
+            raise UnsupportedNodeError(
+                f"{name}: its bias alone makes it fire in the {latency[name]} steps before its first input, and delays "
+                "or recurrence carry that on; use smaller biases"
+            )
+
+
+def _process(graph: SpikingGraph, synapse: _Synapse, added: int, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return a synapse process; ``added`` steps bring the source to the latency of the target."""
+    name = synapse.weighted
+    node = graph.weighted[name]
+    kind, settings = _kind(name, node)
+    key = f"weight/{name}/{synapse.source}"
+    arrays[key], held = _weight(node)
+    spec = {"kind": kind, "weight": key, **held, **settings}
+    if not synapse.before.any() and not synapse.behind.any() and added == 0:
+        return spec
+    if isinstance(node, Conv2d):
+        if int(synapse.before.max() + synapse.behind.max()) + added == 0:
+            return spec
+        raise UnsupportedNodeError(
+            f"{name}: is a convolution with a delay, which Lava's Conv has not; use a linear layer"
+        )
+    outputs, inputs = node.weight.shape
+    steps = np.broadcast_to(synapse.behind[:, None] + synapse.before[None, :] + added, (outputs, inputs))
+    if not steps.any():
+        return spec
+    if synapse.before.size > 1 and held["weight_exp"] < 0:
+        whole = bool((node.weight % 1 == 0).all())
+        if not whole:
+            raise UnsupportedNodeError(
+                f"{name}: has fractional weights behind different delays, whose sums Lava rounds delay by delay"
+            )
+    if int(steps.max()) > MAX_DELAY:
+        raise UnsupportedNodeError(f"{name}: needs delays of {int(steps.max())} steps; allowed are 0 to {MAX_DELAY}")
+    arrays[f"delay/{name}/{synapse.source}"] = steps.astype(np.int32)
+    return {**spec, "kind": "delay_dense", "delay": f"delay/{name}/{synapse.source}"}
 
 
 def _kind(name: str, node: Weighted) -> tuple[str, dict[str, Any]]:

@@ -18,10 +18,15 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from typing import Any
 
 import numpy as np
+
+if sys.version_info >= (3, 11):  # not the Python that Lava is made for
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "lava_shim.py"))
+
 from lava.magma.compiler.builders.py_builder import PyProcessBuilder
 from lava.magma.compiler.utils import PortInitializer, VarInitializer
 from lava.proc.conv.models import PyConvModelFixed
@@ -168,7 +173,7 @@ def _synapse(spec: Any, arrays: Any, source: Any, spikes: Any, out: Any) -> Any:
         process = Sparse(weights=csr_matrix(weight), weight_exp=exponent, num_message_bits=bits, **mode)
         return _built(process, PySparseModelBitAcc, ports), False
     if spec["kind"] == "delay_dense":
-        delay = arrays[spec["delay"]]
+        delay = arrays[spec["delay"]].astype(int)  # Lava takes no other integers
         process = DelayDense(
             weights=weight,
             delays=delay,

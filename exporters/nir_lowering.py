@@ -31,6 +31,7 @@ from slamp.nodes import (
     Conv2d,
     CubaLI,
     CubaLIF,
+    Delay,
     Flatten,
     Input,
     Linear,
@@ -75,6 +76,8 @@ def lower(graph: SpikingGraph, strict: bool = True) -> nir.NIRGraph:
             "graph: is in fixed point, and NIR means real numbers; export the float graph it was made from"
         )
     for name, node in graph.nodes.items():
+        if isinstance(node, Delay):
+            raise UnsupportedNodeError(f"{name}: is a Delay, which is not written to NIR yet; export a graph without")
         _check(name, node, graph, strict)
     nodes = {}
     for name in graph.nodes:
@@ -96,7 +99,7 @@ def lift(network: nir.NIRGraph) -> SpikingGraph:
     if network.metadata.get("format") != FORMAT:
         raise ArtifactError(
             "holds no metadata of slamp, so dt, reset and order of updates are unknown; "
-            "allowed are files written by slamp; importing the files of other tools comes with a later version"
+            "allowed are files written by slamp, or give dt= (and reset=) to take it literally"
         )
     header = json.loads(network.metadata["graph"])
     arrays = {}
@@ -169,6 +172,8 @@ def _lower_node(node: Node, shape: Shape, dt: float) -> Any:
         case Scale():
             full = np.broadcast_to(node.scale.reshape(-1, *(1,) * (len(shape) - 1)), shape)
             return nir.Scale(scale=_copy(full))
+        case Delay():  # refused before
+            raise AssertionError("a Delay has no NIR node here")
         case _:
             return _lower_neuron(node, dt)
 

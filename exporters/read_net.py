@@ -8,20 +8,32 @@ hold, delays beyond 62) is refused by name, and so is what this reader does not 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from slamp.arithmetic import DECAY_ONE, SHIFT, FixedPoint
+from slamp.arithmetic import DECAY_ONE, MAX_DELAY, SHIFT, FixedPoint
 from slamp.errors import ArtifactError, GraphError
 from slamp.graph import SpikingGraph
-from slamp.nodes import Affine, Conv2d, CubaLI, CubaLIF, Flatten, Input, Linear, Neuron, Node, Output, Shape, uniform
+from slamp.nodes import (
+    Affine,
+    Conv2d,
+    CubaLI,
+    CubaLIF,
+    Delay,
+    Flatten,
+    Input,
+    Linear,
+    Node,
+    Output,
+    Shape,
+    uniform,
+)
 from slamp.shapes import output_shape
 
-LAYER_TYPES = ("input", "conv", "flatten", "dense")
+LAYER_TYPES = ("input", "conv", "flatten", "dense", "dense_rec")
 NEURON_TYPES = ("CUBA", "LOIHI")
 NEVER_FIRES = 131072  # a threshold mantissa that saturated membranes cannot exceed
 # netx's neuron of a dense layer without one: it integrates without leak and never fires
@@ -118,14 +130,35 @@ class _Layer:
 
 @dataclass
 class _Chain:
-    """Nodes one after another."""
+    """A network that grows at its end.
+
+    Attributes:
+        nodes: In computing order.
+        edges: Between them.
+        shapes: What leaves each node.
+        end: Name of the last node.
+    """
 
     nodes: dict[str, Node]
-    shape: Shape
+    edges: list[tuple[str, str]]
+    shapes: dict[str, Shape]
+    end: str
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of what leaves the end."""
+        return self.shapes[self.end]
 
     def add(self, name: str, node: Node) -> None:
+        """Put a node behind the end."""
+        self.join(name, node, [self.end])
+
+    def join(self, name: str, node: Node, sources: list[str]) -> None:
+        """Put a node behind others of equal shape; it becomes the end."""
         self.nodes[name] = node
-        self.shape = output_shape(name, node, self.shape)
+        self.edges += [(source, name) for source in sources]
+        self.shapes[name] = output_shape(name, node, self.shapes[sources[0]])
+        self.end = name
 
 
 def _layers(file: h5py.File, path: Path) -> list[_Layer]:
@@ -157,7 +190,7 @@ def _text(group: h5py.Group, key: str, where: str) -> str:
 
 def _graph(layers: list[_Layer], dt: float) -> SpikingGraph:
     features = _input_shape(layers[0])
-    chain = _Chain({"input": Input(features)}, features)
+    chain = _Chain({"input": Input(features)}, [], {"input": features}, "input")
     for layer in layers:
         match layer.kind:
             case "input":
@@ -167,19 +200,18 @@ def _graph(layers: list[_Layer], dt: float) -> SpikingGraph:
             case "flatten":
                 if len(chain.shape) > 1:
                     chain.add(f"layer{layer.index}", Flatten(0, len(chain.shape) - 1))
-            case "dense":
+            case "dense" | "dense_rec":
                 _add_dense(chain, layer, last=layer is layers[-1])
             case _:
                 _add_conv(chain, layer, last=layer is layers[-1])
     chain.add("output", Output(chain.shape))
-    names = list(chain.nodes)
-    return SpikingGraph(chain.nodes, tuple(pairwise(names)), dt, FixedPoint())
+    return SpikingGraph(chain.nodes, tuple(chain.edges), dt, FixedPoint())
 
 
 def _input_shape(layer: _Layer) -> Shape:
     if layer.kind == "input":
         return layer.shape()
-    if layer.kind == "dense":
+    if layer.kind in ("dense", "dense_rec"):
         outputs = int(np.prod(layer.shape()))
         return (layer.values("weight").size // outputs,)
     raise ArtifactError(f"{layer.where}: the file does not state the shape of its input; begin with an input layer")
@@ -204,7 +236,9 @@ def _add_input(chain: _Chain, layer: _Layer) -> None:
 
 
 def _add_dense(chain: _Chain, layer: _Layer, *, last: bool) -> None:
-    _refuse(layer, "delay", "weight_rec")
+    recurrent = layer.kind == "dense_rec"
+    if recurrent:
+        _refuse(layer, "delay", "whose weights netx takes at another scale in a recurrent layer")
     outputs = int(np.prod(layer.shape()))
     weight = layer.whole("weight")
     if weight.ndim == 1 and weight.size % outputs == 0:
@@ -213,17 +247,70 @@ def _add_dense(chain: _Chain, layer: _Layer, *, last: bool) -> None:
         raise ArtifactError(f"{layer.where}: receives shape {chain.shape}; put a flatten layer before it")
     if weight.shape != (outputs, chain.shape[0]):
         raise ArtifactError(f"{layer.where}: weight has shape {weight.shape}, allowed is {(outputs, chain.shape[0])}")
-    chain.add(f"layer{layer.index}", Linear(_float32(layer, "weight", weight)))
+    drives = _delayed(chain, layer, weight)
     bias: np.ndarray = np.zeros(1)
     if layer.has("bias"):
         bias = layer.whole("bias")
         if bias.shape != (outputs,):
             raise ArtifactError(f"{layer.where}: bias has shape {bias.shape}, allowed is {(outputs,)}")
-    chain.add(f"neuron{layer.index}", _neuron(layer, chain.shape, bias, last=last))
+    if recurrent:
+        back = layer.whole("weight_rec")
+        back = back.reshape(outputs, -1) if back.ndim == 1 and back.size % outputs == 0 else back
+        if back.shape != (outputs, outputs):
+            raise ArtifactError(f"{layer.where}: weight_rec has shape {back.shape}, allowed is {(outputs, outputs)}")
+        chain.nodes[f"last{layer.index}"] = Delay(uniform(1.0, (outputs,)))
+        chain.nodes[f"recurrent{layer.index}"] = Linear(_float32(layer, "weight_rec", back))
+        chain.shapes |= {f"last{layer.index}": (outputs,), f"recurrent{layer.index}": (outputs,)}
+        chain.edges += [
+            (f"neuron{layer.index}", f"last{layer.index}"),
+            (f"last{layer.index}", f"recurrent{layer.index}"),
+        ]
+        drives.append(f"recurrent{layer.index}")
+    neuron = _neuron(layer, (outputs,), bias, last=last)
+    if recurrent and isinstance(neuron, CubaLI):
+        raise ArtifactError(f"{layer.where}: its threshold cannot be reached, so it has nothing to feed back")
+    chain.join(f"neuron{layer.index}", neuron, drives)
+
+
+def _delayed(chain: _Chain, layer: _Layer, weight: np.ndarray) -> list[str]:
+    """Add a layer's weights, with its delays before or behind them; return the nodes that drive its neurons.
+
+    Delays of single synapses become one node of weights per delay, as Lava sums them.
+    """
+    start, index = chain.end, layer.index
+    values = layer.whole("delay") if layer.has("delay") else np.zeros(1)
+    if values.min() < 0 or values.max() > MAX_DELAY:
+        raise ArtifactError(f"{layer.where}: delay runs from {values.min():g} to {values.max():g}; allowed are 0 to 62")
+    outputs, inputs = weight.shape
+    name = f"layer{index}"
+    if values.size == 1 or values.shape == (outputs,):  # netx asks for the outputs first
+        chain.add(name, Linear(_float32(layer, "weight", weight)))
+        if values.any():
+            late = np.broadcast_to(values.reshape(-1).astype(np.float32), (outputs,))
+            chain.add(f"delay{index}", Delay(late))
+        return [chain.end]
+    if values.shape == (inputs,):
+        chain.add(f"delay{index}", Delay(values.astype(np.float32)))
+        chain.add(name, Linear(_float32(layer, "weight", weight)))
+        return [name]
+    if values.shape != weight.shape:
+        allowed = f"(), {(outputs,)}, {(inputs,)}, {weight.shape}"
+        raise ArtifactError(f"{layer.where}: delay has shape {values.shape}; allowed are {allowed}")
+    drives = []
+    for steps in np.unique(values[weight != 0]) if weight.any() else [0.0]:
+        part, held = f"{name}d{int(steps)}", f"delay{index}d{int(steps)}"
+        before = [start]
+        if steps:
+            chain.join(held, Delay(uniform(float(steps), (inputs,))), [start])
+            before = [held]
+        kept = np.where(values == steps, weight, 0)
+        chain.join(part, Linear(_float32(layer, "weight", kept)), before)
+        drives.append(part)
+    return drives
 
 
 def _add_conv(chain: _Chain, layer: _Layer, *, last: bool) -> None:
-    _refuse(layer, "delay")
+    _refuse(layer, "delay", "which netx does not look at in a convolution")
     weight = layer.whole("weight")
     if weight.ndim == 5 and weight.shape[4] == 1:
         weight = weight[..., 0]
@@ -256,7 +343,7 @@ def _add_conv(chain: _Chain, layer: _Layer, *, last: bool) -> None:
     chain.add(f"neuron{layer.index}", _neuron(layer, chain.shape, bias, last=last))
 
 
-def _neuron(layer: _Layer, shape: Shape, bias: np.ndarray, *, last: bool) -> Neuron:
+def _neuron(layer: _Layer, shape: Shape, bias: np.ndarray, *, last: bool) -> CubaLIF | CubaLI:
     """Return the neurons of a layer; one that cannot fire, at the end of the network, is a readout."""
     fields = dict(DEFAULT_NEURON)
     if layer.has("neuron"):
@@ -293,7 +380,6 @@ def _float32(layer: _Layer, key: str, values: np.ndarray) -> np.ndarray:
     return array
 
 
-def _refuse(layer: _Layer, *keys: str) -> None:
-    for key in keys:
-        if layer.has(key):
-            raise ArtifactError(f"{layer.where}: has a dataset {key!r}, which is not read yet; remove it")
+def _refuse(layer: _Layer, key: str, why: str) -> None:
+    if layer.has(key):
+        raise ArtifactError(f"{layer.where}: has a dataset {key!r}, {why}; remove it")

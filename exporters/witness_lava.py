@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -26,11 +27,21 @@ from slamp.errors import MissingDependencyError, WitnessError
 # lava-dl pins torch below 2.4 and numpy below 2, and brings lava-nc 0.10.0.
 REQUIREMENTS = ("lava-dl==0.6.0",)
 PYTHON_VERSION = "3.10"  # the only one lava-nc 0.10.0 and lava-dl 0.6.0 install on
+# On another Python, behind exporters/lava_shim.py. From numpy 2.4 on, Lava's ports cannot be reshaped.
+SHIMMED_REQUIREMENTS = ("numpy<2.4", "scipy", "networkx", "asteval<1", "scikit-learn", "h5py<4")
+SHIMMED = ("lava-nc==0.10.0", "lava-dl==0.6.0")
+IMPORT_ONLY = "import runpy, sys; [runpy.run_path(path) for path in sys.argv[1:]]"
 
 
 def environment_python(home: Path | None = None) -> Path | None:
-    """Return the interpreter of a finished Lava environment, or None if there is none."""
-    return finished_python("lava", home)
+    """Return the interpreter of a finished Lava environment, or None if there is none.
+
+    Without one it is the running Python, where the extra ``slamp[lava]`` has put Lava beside slamp.
+    """
+    found = finished_python("lava", home)
+    if found is None and home is None and importlib.util.find_spec("lava") is not None:
+        return Path(sys.executable)
+    return found
 
 
 def find_python() -> Path | None:
@@ -53,34 +64,40 @@ def find_python() -> Path | None:
 
 
 def install(home: Path | None = None, *, pip_arguments: Sequence[str] = (), time_limit_s: float = 1800.0) -> Path:
-    """Create the Lava environment (about 6 GB with torch's CUDA libraries) and return its interpreter.
+    """Create the Lava environment and return its interpreter.
 
-    It holds the official lava-dl 0.6.0 with lava-nc 0.10.0. Lava's wheels also install a package called ``tests``,
-    which is deleted.
+    With a Python 3.10 it holds the official lava-dl 0.6.0 with lava-nc 0.10.0, and torch with its CUDA libraries (about
+    6 GB). Without one the running Python takes the same two packages without torch (about 0.4 GB), which
+    `exporters.lava_shim` lets run there. ``ready.json`` says which. Lava's wheels also install a package called
+    ``tests``, which is deleted.
 
     Args:
         home: Directory of the environments, default `exporters.environments.witness_home`.
-        pip_arguments: Added to the pip call.
+        pip_arguments: Added to every pip call.
         time_limit_s: Limit of each command in seconds.
 
     Raises:
-        MissingDependencyError: There is no Python 3.10 on this machine.
-        WitnessError: venv or pip failed; nothing is left behind.
+        WitnessError: venv or pip failed, or Lava cannot be imported; nothing is left behind.
     """
-    python = find_python()
-    if python is None:
-        raise MissingDependencyError(
-            f"Lava: lava-dl 0.6.0 installs on Python {PYTHON_VERSION} alone and none was found; install one (command "
-            f"python{PYTHON_VERSION} on the path, or with pyenv), then try again"
-        )
+    official = find_python()
     with new_environment("lava", home) as partial:
-        run_child([str(python), "-m", "venv", str(partial)], time_limit_s)
+        run_child([str(official or sys.executable), "-m", "venv", str(partial)], time_limit_s)
         inside = partial / "bin" / "python"
         pip = [str(inside), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *pip_arguments]
-        run_child([*pip, *REQUIREMENTS], time_limit_s)
+        if official is not None:
+            run_child([*pip, *REQUIREMENTS], time_limit_s)
+        else:
+            run_child([*pip, *SHIMMED_REQUIREMENTS], time_limit_s)
+            run_child([*pip, "--ignore-requires-python", "--no-deps", *SHIMMED], time_limit_s)
         for stray in partial.glob("lib/python*/site-packages/tests"):
             shutil.rmtree(stray)
-        ready = {"requirements": REQUIREMENTS, "python": PYTHON_VERSION}
+        runners = [str(Path(__file__).with_name(name)) for name in ("lava_models_runner.py", "netx_runner.py")]
+        run_child([str(inside), "-I", "-c", IMPORT_ONLY, *runners], time_limit_s)
+        ready = {
+            "requirements": REQUIREMENTS if official is not None else (*SHIMMED_REQUIREMENTS, *SHIMMED),
+            "python": PYTHON_VERSION if official is not None else "{}.{}".format(*sys.version_info),
+            "shimmed": official is None,
+        }
         (partial / READY).write_text(json.dumps(ready) + "\n")
     return (witness_home() if home is None else home) / "lava" / "bin" / "python"
 

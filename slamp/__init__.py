@@ -26,6 +26,7 @@ from slamp.checkpoint import Checkpoint
 from slamp.compress import Run, compress
 from slamp.errors import SlampError
 from slamp.exporting import export, installed_exporters
+from slamp.fidelity import Fidelity, fidelity
 from slamp.fold import fold_batchnorm
 from slamp.graph import SpikingGraph, load_graph
 from slamp.manifest import Artifact, open_artifact
@@ -54,6 +55,7 @@ __all__ = [
     "Budget",
     "Checkpoint",
     "CoreMap",
+    "Fidelity",
     "FixedPoint",
     "Float32",
     "Masks",
@@ -78,6 +80,7 @@ __all__ = [
     "compress",
     "errors",
     "export",
+    "fidelity",
     "fold_batchnorm",
     "installed_exporters",
     "installed_profiles",

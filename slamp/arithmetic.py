@@ -17,6 +17,7 @@ from slamp.nodes import (
     READOUT,
     WEIGHTED,
     AvgPool2d,
+    Delay,
     Node,
     Scale,
     arrays_of,
@@ -29,6 +30,7 @@ MAX_THRESHOLD = 131071 << SHIFT
 BIAS_MANTISSA = (-4096, 4095)  # 13 bits, signed
 MAX_BIAS_EXPONENT = 7
 WEIGHT_EXPONENTS = (-8, 7)
+MAX_DELAY = 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ def fixed_point_problems(name: str, node: Node) -> Iterator[str]:
             array = getattr(node, key, None)
             if array is not None and weight_format(array) is None:
                 yield _weight_problem(f"{name}: {key}", array)
+    if isinstance(node, Delay) and float(node.steps.max()) > MAX_DELAY:
+        yield f"{name}: delays by {node.steps.max():g} steps; allowed are 0 to {MAX_DELAY}"
     if isinstance(node, NEURON):
         yield from _neuron_problems(name, node)
 

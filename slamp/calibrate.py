@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from slamp.activity import KEPT_SAMPLES, Activity, LayerActivity, NeuronActivity
+from slamp.delays import DelayLine, holds_back
 from slamp.dynamics import NeuronState, TensorFunction, exact_float32
 from slamp.engine import Dynamics, engine_of
 from slamp.errors import RasterError
@@ -28,6 +29,7 @@ from slamp.nodes import (
     AvgPool2d,
     CubaLI,
     CubaLIF,
+    Delay,
     Flatten,
     Input,
     Neuron,
@@ -37,7 +39,7 @@ from slamp.nodes import (
 )
 from slamp.progress import ticker
 from slamp.raster import SpikeRaster
-from slamp.simulate import check_raster
+from slamp.simulate import check_raster, delay_lines, summed
 from slamp.taps import dense_fan_out, fan_out, tap_sums
 
 # A run of steps is as long as keeps one layer's values below this, so that they stay in cache.
@@ -136,6 +138,11 @@ class _Meter:
                     spike_fed.add(name)
                     binary.add(name)
                 continue
+            if isinstance(node, Delay):
+                if all(isinstance(graph.nodes[source], SPIKING) or source in spike_fed for source in sources):
+                    spike_fed.add(name)
+                    binary.add(name)
+                continue
             if isinstance(node, WEIGHTED):
                 kernel = _Kernel(_next_neuron(graph, name), graph.device)
                 shape = graph.shapes[sources[0]]
@@ -146,19 +153,22 @@ class _Meter:
                 spike_fed.add(name)
                 if isinstance(node, Flatten) and len(sources) == 1 and sources[0] in binary:
                     binary.add(name)
+        self.spike_fed = frozenset(spike_fed)
         self.peaks: list[int] = [0] * first.steps
         largest = max(int(np.prod(shape)) for shape in graph.shapes.values())
         self.run_steps = max(1, RUN_BYTES // (4 * largest * first.batch))
 
     def add(self, raster: SpikeRaster, *, fold: bool) -> None:
-        run_steps = self.run_steps if fold else 1
+        # A delay may close a cycle, which can only be stepped.
+        lines = delay_lines(self.graph, raster.batch)
+        run_steps = self.run_steps if fold and not lines else 1
         states = {name: layer.initial_state(raster.batch) for name, layer in self.dynamics.items()}
         traces: dict[str, torch.Tensor] = {}
         best = torch.full((raster.batch,), -torch.inf, device=self.graph.device)
         best_step = torch.zeros(raster.batch, dtype=torch.int64, device=self.graph.device)
         for start in range(0, self.steps, run_steps):
             stop = min(start + run_steps, self.steps)
-            output = self._run(raster, start, stop, states, traces)
+            output = self._run(raster, start, stop, states, traces, lines)
             peaks, at = output.flatten(2).amax(2).max(0)
             best_step = torch.where(peaks > best, at + start, best_step)
             best = torch.maximum(best, peaks)
@@ -173,6 +183,7 @@ class _Meter:
         stop: int,
         states: Mapping[str, NeuronState],
         traces: dict[str, torch.Tensor],
+        lines: Mapping[str, DelayLine],
     ) -> torch.Tensor:
         """Run all layers over steps ``start`` to ``stop``; return the output, (steps, batch, *features)."""
         graph = self.graph
@@ -187,9 +198,18 @@ class _Meter:
                 if raster.is_spikes:
                     events[name] = x.sum(1)
                 continue
-            x = values[sources[0]]
-            for source in sources[1:]:
-                x = x + values[source]
+            if name in lines and holds_back(node):
+                values[name] = lines[name].read()[None]
+                if name in self.spike_fed:
+                    events[name] = values[name].sum(1)
+                continue
+            x = summed(values, sources)
+            if name in lines:
+                lines[name].push(x[0])
+                values[name] = lines[name].read()[None]
+                if name in self.spike_fed:
+                    events[name] = values[name].sum(1)
+                continue
             if name in self.dynamics:
                 run = self.dynamics[name].advance(x, states[name])
                 values[name] = run.output
@@ -207,6 +227,10 @@ class _Meter:
                 if routed is not None:
                     events[name] = routed
             values[name] = self.functions[name](x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        for name, line in lines.items():
+            if holds_back(graph.nodes[name]):
+                line.push(summed(values, graph.sources(name))[0])
+            line.advance()
         return values[graph.output]
 
     def result(self) -> Activity:

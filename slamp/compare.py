@@ -30,6 +30,7 @@ class Difference:
         margin: ``membrane - threshold``; None if unknown.
         bound: Distance from ``membrane`` that float32 rounding can explain; None if unknown.
         cause: Probable cause, "word: explanation"; empty if not looked for.
+        quantity: "u" or "v" if a state of a fixed-point layer differs; empty for spikes and readout values.
     """
 
     layer: str
@@ -43,6 +44,7 @@ class Difference:
     margin: float | None = None
     bound: float | None = None
     cause: str = ""
+    quantity: str = ""
 
     def sentence(self) -> str:
         """Return the difference as one readable sentence."""
@@ -51,6 +53,8 @@ class Difference:
             f"layer {self.layer}, step {self.step}, sample {self.sample}, neuron {neuron}: "
             f"the graph {_said(self.expected)}, the replay {_said(self.found)}"
         )
+        if self.quantity:
+            text = text.replace(" gives ", f" has {self.quantity} = ")
         if self.membrane is not None and self.threshold is not None:
             text += f"; membrane {self.membrane:.9g}, threshold {self.threshold:.9g}, margin {self.margin:.3g}"
         elif self.membrane is not None:
@@ -111,7 +115,9 @@ class Comparison:
         return next((difference for difference in self.first_differences if difference is not None), None)
 
 
-def compare(reference: Recording, replayed: Recording, *, latency_steps: int = 0, order: Sequence[str]) -> Comparison:
+def compare(
+    reference: Recording, replayed: Recording, *, latency_steps: int = 0, order: Sequence[str], states: bool = False
+) -> Comparison:
     """Compare a replay with the reference: every spiking layer both recorded, and the output, every cell.
 
     Step ``t`` of the reference is compared with step ``t + latency_steps`` of the replay. The replay may be as long as
@@ -122,6 +128,7 @@ def compare(reference: Recording, replayed: Recording, *, latency_steps: int = 0
         replayed: Recording of the target; layers it lacks are listed as unobserved.
         latency_steps: Steps by which the target answers later.
         order: Node names in computing order; the last one names the output (`SpikingGraph.order`).
+        states: Compare every cell of ``v`` and ``i`` too, of all layers both recorded: fixed point.
 
     Raises:
         RasterError: Shapes or kinds do not match, a reference layer is not in ``order``, or the latency leaves nothing
@@ -142,9 +149,15 @@ def compare(reference: Recording, replayed: Recording, *, latency_steps: int = 0
         layers.append(name)
         cells += differs.size
         differing_cells += int(differs.sum())
-        for sample in np.flatnonzero(differs.any(axis=tuple(axis for axis in range(differs.ndim) if axis != 1))):
+        for sample in _differing_samples(differs):
             if firsts[sample] is None:
-                firsts[sample] = _first(name, int(sample), differs[:, sample], expected[:, sample])
+                firsts[sample] = _first(name, sample, differs[:, sample], expected[:, sample])
+    for name in order if states else ():
+        for found, count, wrong in _state_differences(reference, replayed, name, latency_steps, steps):
+            cells += count
+            differing_cells += wrong
+            for difference in found:
+                firsts[difference.sample] = _earlier(difference, firsts[difference.sample], order)
     spikes = {name: int(spikes[:steps].sum()) for name, spikes in recorded.items()}
     if not recorded and reference.output.is_spikes:
         spikes = {order[-1]: int(reference.output.data[:steps].sum())}
@@ -208,6 +221,47 @@ def _pairs(
         yield name, expected.spikes, found.spikes
     if reference.output.is_spikes:
         yield order[-1], reference.output.data, replayed.output.data
+
+
+def _state_differences(
+    reference: Recording, replayed: Recording, name: str, latency: int, steps: int
+) -> Iterator[tuple[list[Difference], int, int]]:
+    """Yield for v, then u: the first difference of each sample, cells compared, cells that differ."""
+    expected, found = reference.traces.get(name), replayed.traces.get(name)
+    if expected is None or found is None:
+        return
+    for quantity, ours, theirs in (("v", expected.v, found.v), ("u", expected.i, found.i)):
+        if ours is None or theirs is None:
+            continue
+        _check_shapes(name, ours, theirs)
+        if theirs.shape[0] != replayed.output.steps:
+            raise RasterError(
+                f"compare: {name}: the replay has {theirs.shape[0]} steps of {quantity}, its output "
+                f"{replayed.output.steps}; the exporter must record every step"
+            )
+        wanted, got = _host(ours[:steps]), _host(shifted(theirs, latency, steps))
+        differs = np.not_equal(wanted, got)
+        firsts = []
+        for sample in _differing_samples(differs):
+            cell = np.unravel_index(int(differs[:, sample].argmax()), differs[:, sample].shape)
+            step, *neuron = (int(index) for index in cell)
+            at = (step, sample, *neuron)
+            firsts.append(
+                Difference(name, step, sample, tuple(neuron), float(wanted[at]), float(got[at]), quantity=quantity)
+            )
+        yield firsts, differs.size, int(differs.sum())
+
+
+def _differing_samples(differs: np.ndarray) -> list[int]:
+    return [int(at) for at in np.flatnonzero(differs.any(axis=tuple(k for k in range(differs.ndim) if k != 1)))]
+
+
+def _earlier(state: Difference, known: Difference | None, order: Sequence[str]) -> Difference:
+    """Return the difference that comes first: by layer, then step; u moves v, and v decides the spike."""
+    if known is None or known.layer == order[-1]:
+        return state
+    before = (order.index(state.layer), state.step) <= (order.index(known.layer), known.step)
+    return state if before else known
 
 
 def _check_shapes(name: str, expected: torch.Tensor, found: torch.Tensor) -> None:

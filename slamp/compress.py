@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,16 +19,19 @@ import torch
 
 from slamp.atomic import check_replaceable, new_directory, write_atomically
 from slamp.budget import Budget
+from slamp.calibrate import calibrate
 from slamp.capture import capture
 from slamp.errors import ArtifactError, BudgetError, OutputDirectoryError, RasterError, TrainingError
-from slamp.exporting import export
+from slamp.exporting import export, find_exporter, takes_fixed_point
 from slamp.fold import Folding, fold_batchnorm
 from slamp.graph import SpikingGraph
+from slamp.integers import Integers, Sources, into_integers, needed_profile, verify_integers
 from slamp.manifest import MANIFEST, Artifact, open_artifact, refuse_strangers
 from slamp.masks import save_pruned
 from slamp.measure import Accounts, account, densities_curve
-from slamp.profile import load_profile
+from slamp.profile import Profile, load_profile
 from slamp.prune import Pruned, Pruning, Schedule, prune
+from slamp.quantize import quantize
 from slamp.raster import SpikeRaster
 from slamp.report import HTML_NAME, JSON_NAME
 from slamp.retrain import Train
@@ -38,6 +41,7 @@ from slamp.verify import verify
 
 RUN = "run.json"
 PRUNED = "pruned.safetensors"
+QUANTIZED = "quantized.safetensors"
 CAPTURED_SAMPLES = 64
 GOLDEN_SAMPLES = 16
 
@@ -57,6 +61,8 @@ class Run:
         curve: (density, accuracy) without retraining, rates restored; empty without labels.
         artifacts: By target.
         verifications: By target.
+        integers: What targets in fixed point get; None if there is no such target.
+        problems: By target, why its own runtime gave no verdict; the verification is then that of the file read back.
     """
 
     directory: Path
@@ -69,11 +75,13 @@ class Run:
     curve: Sequence[tuple[float, float]]
     artifacts: Mapping[str, Artifact]
     verifications: Mapping[str, Verification]
+    integers: Integers | None = None
+    problems: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def equivalent(self) -> bool:
-        """True if every target is identical or a tie."""
-        return all(verification.equivalent for verification in self.verifications.values())
+        """True if every target's own runtime found it identical or a tie."""
+        return not self.problems and all(verification.equivalent for verification in self.verifications.values())
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of the run, ready for JSON (the content of ``run.json``)."""
@@ -114,7 +122,8 @@ def compress(
         budget: Limits that hold in the end.
         directory: Where the result goes: new, empty, or an earlier result of `compress`.
         method: Scoring method, or "auto".
-        to: Targets.
+        to: Targets. Those in fixed point ("lava") need a chip (``profile``) and get the network quantized, fine-tuned
+            in integers at half effort where ``train`` is given.
         train: Training function, see `slamp.retrain.Train`; None prunes without retraining.
         metric: Accuracy of a network, in [0, 1], asked about copies; by default the share of held-out labels met.
         profile: Chip, by name or TOML file: what budgets of memory, cores and energy mean, whose limits of fan-in and
@@ -153,7 +162,7 @@ def compress(
     options = dict(options or {})
     if metric is None:
         _check_classes(dense, held_out)
-    _try_export(dense, raster, to, options)
+    _try_export(dense, raster, to, options, budget.profile)
     pruning = Pruning(budget, method, readout, schedule, train, seed, None, progress, balance, structured)
     before = account(dense, raster, held_out, _measured(metric, net), readout=readout)
     with _resumable(directory, dense, raster, pruning, resume=resume) as state:
@@ -164,18 +173,41 @@ def compress(
         after = account(
             shipped, raster, held_out, _measured(metric, pruned.net), readout=readout, weights=before.weights
         )
+        integers = None
+        if whole := [target for target in to if takes_fixed_point(find_exporter(target))]:
+            integers = into_integers(
+                Sources(pruned, shipped, dense, raster, held_out),
+                needed_profile(budget.profile, whole[0]),
+                train=train,
+                seed=seed,
+                readout=readout,
+                progress=progress,
+            )
         curve: Sequence[tuple[float, float]] = ()
         if held_out.labels is not None:
             curve = densities_curve(net, raster, held_out, method=method, readout=readout, seed=seed)
         with new_directory(directory, marker=RUN) as temporary:
             verifications: dict[str, Verification] = {}
+            problems: dict[str, str] = {}
             for target in to:
                 golden = held_out.samples(0, GOLDEN_SAMPLES)
                 chosen = {"golden": golden, **options.get(target, {})}
                 chip = None if budget.profile is None else f"{budget.profile.name} {budget.profile.revision}"
-                provenance = {"seeds": {"compress": seed}, "profile": chip}
-                artifact = export(shipped, to=target, directory=temporary / target, provenance=provenance, **chosen)
-                verifications[target] = verify(artifact, shipped, held_out, progress=progress)
+                provenance: dict[str, Any] = {"seeds": {"compress": seed}, "profile": chip}
+                graph = shipped
+                if integers is not None and target in whole:
+                    graph = integers.graph
+                    provenance = {**provenance, "certificate": integers.certificate(raster)}
+                artifact = export(graph, to=target, directory=temporary / target, provenance=provenance, **chosen)
+                if graph is shipped:
+                    verifications[target] = verify(artifact, graph, held_out, progress=progress)
+                    continue
+                exporter = find_exporter(target)()
+                verifications[target], problem = verify_integers(artifact, graph, held_out, exporter, progress=progress)
+                if problem:
+                    problems[target] = problem
+            if integers is not None and integers.fine_tuned:
+                save_pruned(integers.net, pruned.masks, temporary / QUANTIZED, pruned.channels)
             save_pruned(pruned.net, pruned.masks, temporary / PRUNED, pruned.channels)
             run = Run(
                 directory=temporary,
@@ -188,6 +220,8 @@ def compress(
                 curve=curve,
                 artifacts={target: open_artifact(temporary / target) for target in to},
                 verifications=verifications,
+                integers=integers,
+                problems=problems,
             )
             summary = run_summary(run, pruning)
             run_report(run, summary, held_out, temporary)
@@ -225,7 +259,7 @@ def _check_output(directory: Path) -> None:
     check_replaceable(directory, marker=RUN)
     if not directory.exists():
         return
-    ours = {RUN, PRUNED, JSON_NAME, HTML_NAME}
+    ours = {RUN, PRUNED, QUANTIZED, JSON_NAME, HTML_NAME}
     strangers = sorted(
         path.name for path in directory.iterdir() if path.name not in ours and not (path / MANIFEST).is_file()
     )
@@ -239,7 +273,11 @@ def _check_output(directory: Path) -> None:
 
 
 def _try_export(
-    graph: SpikingGraph, raster: SpikeRaster, to: Sequence[str], options: Mapping[str, Mapping[str, Any]]
+    graph: SpikingGraph,
+    raster: SpikeRaster,
+    to: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]],
+    profile: Profile | None,
 ) -> None:
     """Export the dense network to nowhere, so that what a target cannot say is refused before any training."""
     if not to:
@@ -247,7 +285,11 @@ def _try_export(
     folded = fold_batchnorm(graph, raster.samples(0, 1)).graph
     with TemporaryDirectory() as temporary:
         for target in to:
-            export(folded, to=target, directory=Path(temporary) / target, **options.get(target, {}))
+            tried = folded
+            if takes_fixed_point(find_exporter(target)):
+                chip = needed_profile(profile, target)
+                tried = quantize(folded, chip, calibrate(folded, raster.samples(0, GOLDEN_SAMPLES)))
+            export(tried, to=target, directory=Path(temporary) / target, **options.get(target, {}))
 
 
 def state_directory(directory: Path) -> Path:

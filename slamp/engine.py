@@ -11,7 +11,7 @@ from slamp.arithmetic import FixedPoint
 from slamp.dynamics import NeuronDynamics, NeuronRun, NeuronState, TensorFunction, stateless_function
 from slamp.fixed_dynamics import FixedPointDynamics, fixed_function, value_bounds
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON
+from slamp.nodes import NEURON, Delay
 from slamp.raster import SpikeRaster
 
 
@@ -28,7 +28,7 @@ class Dynamics(Protocol):
 
 
 def engine_of(graph: SpikingGraph, raster: SpikeRaster) -> tuple[Mapping[str, Dynamics], Mapping[str, TensorFunction]]:
-    """Return the dynamics of every neuron layer and the function of every other node.
+    """Return the dynamics of every neuron layer and the function of every node without memory.
 
     Args:
         graph: The network.
@@ -38,7 +38,7 @@ def engine_of(graph: SpikingGraph, raster: SpikeRaster) -> tuple[Mapping[str, Dy
         GraphError: A fixed-point sum may exceed what its integers hold.
     """
     neurons = {name: node for name in graph.order if isinstance(node := graph.nodes[name], NEURON)}
-    others = [name for name in graph.order if name not in neurons]
+    others = [name for name in graph.order if name not in neurons and not isinstance(graph.nodes[name], Delay)]
     if not isinstance(graph.arithmetic, FixedPoint):
         dynamics: dict[str, Dynamics] = {name: NeuronDynamics(node, graph.device) for name, node in neurons.items()}
         return dynamics, {name: stateless_function(graph.nodes[name], graph.device) for name in others}

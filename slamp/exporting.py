@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from slamp.arithmetic import FixedPoint
 from slamp.errors import ExporterNotFoundError, MissingDependencyError, RunFileError
 from slamp.graph import SpikingGraph
 from slamp.manifest import Artifact, update_manifest
@@ -18,7 +19,10 @@ GROUP = "slamp.exporters"
 
 
 class Exporter(Protocol):
-    """One target. A frozen dataclass whose fields are the options of `export`, registered as an entry point."""
+    """One target. A frozen dataclass whose fields are the options of `export`, registered as an entry point.
+
+    A target that holds integers says so by a class variable ``arithmetic = "fixed-point"``.
+    """
 
     name: ClassVar[str]
 
@@ -39,6 +43,11 @@ class ReadingExporter(Protocol):
 
     def read(self, path: Path) -> SpikingGraph:
         """Return the graph in a file; raises `slamp.errors.ArtifactError` if it cannot be read."""
+
+
+def takes_fixed_point(exporter: type[Exporter]) -> bool:
+    """True if a target holds graphs in fixed point: its exporter has ``arithmetic = "fixed-point"``."""
+    return vars(exporter).get("arithmetic") == FixedPoint().name
 
 
 def installed_exporters() -> dict[str, type[Exporter]]:

@@ -120,33 +120,49 @@ def value_bounds(graph: SpikingGraph, largest_input: float) -> Mapping[str, floa
         GraphError: A sum may exceed what Lava's integers hold; the message names the node.
     """
     given: dict[str, float] = {}
-    arriving: dict[str, float] = {}
-    for name in graph.order:
+    pending: set[str] = set()
+
+    def arriving(name: str) -> float:
+        sources = graph.sources(name)
+        return sum(leaving(source) for source in sources) if sources else largest_input
+
+    def leaving(name: str) -> float:
         node = graph.nodes[name]
-        bound = sum(given[source] for source in graph.sources(name)) if graph.sources(name) else largest_input
-        arriving[name] = bound
-        if isinstance(node, NEURON) and bound > MAX_SUM:
+        if isinstance(node, NEURON):
+            return 1.0 if isinstance(node, SPIKING) else float(STATE_LIMIT)
+        if name not in given:
+            if name in pending:
+                raise GraphError(f"{name}: lies on a cycle without neurons, whose sums have no bound; put neurons in")
+            pending.add(name)
+            given[name] = _largest_value(name, node, arriving(name))
+        return given[name]
+
+    for name in graph.order:
+        leaving(name)
+    bounds = {name: arriving(name) for name in graph.order}
+    for name, bound in bounds.items():
+        if isinstance(graph.nodes[name], NEURON) and bound > MAX_SUM:
             raise GraphError(
                 f"{name}: the sum of its inputs may reach {bound:.0f}; allowed is {MAX_SUM}, beyond which Lava's "
                 "integers overflow; use smaller weight exponents, or smaller graded inputs"
             )
-        if isinstance(node, SPIKING):
-            given[name] = 1.0
-        elif isinstance(node, READOUT):
-            given[name] = float(STATE_LIMIT)
-        elif isinstance(node, SumPool2d):
-            given[name] = bound * node.kernel_size[0] * node.kernel_size[1]
-        elif isinstance(node, WEIGHTED):
-            given[name] = _largest_sum(node, bound)
-            limit = MAX_CONV_SUM if isinstance(node, (Conv1d, Conv2d)) else MAX_SUM
-            if given[name] > limit:
-                raise GraphError(
-                    f"{name}: its sums may reach {given[name]:.0f}; allowed is {limit}, beyond which Lava's integers "
-                    "overflow; use smaller weight exponents, or smaller graded inputs"
-                )
-        else:
-            given[name] = bound
-    return arriving
+    return bounds
+
+
+def _largest_value(name: str, node: Node, bound: float) -> float:
+    """Return what a node without neurons cannot exceed, given what arrives; raises `GraphError` beyond Lava's range."""
+    if isinstance(node, SumPool2d):
+        return bound * node.kernel_size[0] * node.kernel_size[1]
+    if not isinstance(node, WEIGHTED):
+        return bound
+    largest = _largest_sum(node, bound)
+    limit = MAX_CONV_SUM if isinstance(node, (Conv1d, Conv2d)) else MAX_SUM
+    if largest > limit:
+        raise GraphError(
+            f"{name}: its sums may reach {largest:.0f}; allowed is {limit}, beyond which Lava's integers "
+            "overflow; use smaller weight exponents, or smaller graded inputs"
+        )
+    return largest
 
 
 def _weighted_function(node: Weighted, bound: float, where: str) -> TensorFunction:

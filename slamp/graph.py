@@ -17,11 +17,13 @@ import numpy as np
 from slamp.archives import read_arrays
 from slamp.arithmetic import ARITHMETICS, Arithmetic, FixedPoint, Float32, fixed_point_problems
 from slamp.atomic import write_atomically
+from slamp.delays import holds_back
 from slamp.errors import ArtifactError, GraphError
 from slamp.nodes import (
     NODE_TYPES,
     SPIKING,
     WEIGHTED,
+    Delay,
     Input,
     Node,
     Output,
@@ -44,7 +46,8 @@ class SpikingGraph:
     """A discrete-time spiking network: nodes, ordered edges, time step, arithmetic.
 
     Several edges into one node are added one by one, in the order of ``edges``. Node names have no dot and no slash.
-    Construct it, and it is checked: one `Input`, one `Output`, no cycle, shapes that fit, finite numbers.
+    Construct it, and it is checked: one `Input`, one `Output`, no cycle but through a `Delay`, shapes that fit, finite
+    numbers.
 
     Attributes:
         nodes: Node by name, in the order the network computes them.
@@ -74,8 +77,9 @@ class SpikingGraph:
 
     @cached_property
     def order(self) -> tuple[str, ...]:
-        """Node names so that every node follows its sources."""
-        waiting = {name: len(self.sources(name)) for name in self.nodes}
+        """Node names so that every node follows its sources; a delay of a step and more follows nothing."""
+        held = {name for name, node in self.nodes.items() if holds_back(node)}
+        waiting = {name: 0 if name in held else len(self.sources(name)) for name in self.nodes}
         order: list[str] = []
         ready = [name for name, count in waiting.items() if count == 0]
         while ready:
@@ -83,11 +87,11 @@ class SpikingGraph:
             order.append(name)
             for target in self.targets(name):
                 waiting[target] -= 1
-                if waiting[target] == 0:
+                if waiting[target] == 0 and target not in held:
                     ready.append(target)
         if len(order) != len(self.nodes):
             cycle = sorted(set(self.nodes) - set(order))
-            raise GraphError(f"{cycle[0]}: lies on a cycle; allowed are feed-forward graphs")
+            raise GraphError(f"{cycle[0]}: lies on a cycle; allowed are cycles through a Delay of a step or more")
         return tuple(order)
 
     @cached_property
@@ -96,10 +100,16 @@ class SpikingGraph:
         shapes: dict[str, Shape] = {}
         for name in self.order:
             node = self.nodes[name]
+            if isinstance(node, Delay) and holds_back(node):
+                shapes[name] = node.steps.shape  # its sources may come later; they are checked below
+                continue
             found = [shapes[source] for source in self.sources(name)]
             if len(set(found)) > 1:
                 raise GraphError(f"{name}: its inputs have shapes {found}; allowed are equal shapes")
             shapes[name] = output_shape(name, node, found[0] if found else node.shape)  # type: ignore[union-attr]  # only Input has no source
+        for name in [name for name, node in self.nodes.items() if holds_back(node)]:
+            for source in self.sources(name):
+                output_shape(name, self.nodes[name], shapes[source])
         return MappingProxyType(shapes)
 
     @cached_property
@@ -277,6 +287,9 @@ def _check_numbers(graph: SpikingGraph) -> None:
             if not bool(np.isfinite(array).all()):
                 index = tuple(int(axis) for axis in np.argwhere(~np.isfinite(array))[0])
                 raise GraphError(f"{name}: {key}{list(index)} is {array[index]}; allowed are finite numbers")
+            if isinstance(node, Delay) and not bool(((array >= 0) & (array % 1 == 0)).all()):
+                held = f"{key} holds {array.min():g} to {array.max():g}"
+                raise GraphError(f"{name}: {held}; allowed are whole steps, 0 or more")
             if key.startswith("decay") and not bool(((array >= 0) & (array <= 1)).all()):
                 worst = float(array.max() if array.max() > 1 else array.min())
                 raise GraphError(

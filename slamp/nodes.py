@@ -115,6 +115,16 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Delay:
+    """Every value arrives ``steps`` time steps later; nothing (zero) arrives before.
+
+    ``steps`` holds whole numbers, one per feature. A delay of at least one step everywhere may close a cycle.
+    """
+
+    steps: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class IF:
     """Integrate-and-fire. One step: ``v += x``; ``s = v > v_threshold``; reset. Starts at ``v = v_reset``.
 
@@ -183,7 +193,7 @@ Spiking = IF | LIF | CubaLIF
 Readout = LI | CubaLI
 Neuron = Spiking | Readout
 Pool = SumPool2d | AvgPool2d
-Node = Input | Output | Weighted | Pool | Flatten | Scale | Neuron
+Node = Input | Output | Weighted | Pool | Flatten | Delay | Scale | Neuron
 
 WEIGHTED = (Linear, Affine, Conv1d, Conv2d)
 SPIKING = (IF, LIF, CubaLIF)
@@ -191,7 +201,7 @@ READOUT = (LI, CubaLI)
 NEURON = (*SPIKING, *READOUT)
 NODE_TYPES: Mapping[str, type] = {
     kind.__name__: kind
-    for kind in (Input, Output, *WEIGHTED, SumPool2d, AvgPool2d, Flatten, Scale, IF, LIF, CubaLIF, LI, CubaLI)
+    for kind in (Input, Output, *WEIGHTED, SumPool2d, AvgPool2d, Flatten, Delay, Scale, IF, LIF, CubaLIF, LI, CubaLI)
 }
 
 

@@ -16,7 +16,20 @@ import torch.nn.functional as F
 
 from slamp.activity import Activity
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, WEIGHTED, AvgPool2d, Conv1d, Conv2d, Flatten, Input, Scale, Shape, SumPool2d, Weighted
+from slamp.nodes import (
+    NEURON,
+    WEIGHTED,
+    AvgPool2d,
+    Conv1d,
+    Conv2d,
+    Delay,
+    Flatten,
+    Input,
+    Scale,
+    Shape,
+    SumPool2d,
+    Weighted,
+)
 
 # Values of one batch of maps stay below this many.
 BATCH_VALUES = 4 << 20
@@ -171,7 +184,7 @@ def _back(graph: SpikingGraph, name: str, y: torch.Tensor, shape: Shape, channel
     match node:
         case Flatten():
             return y.reshape(-1, *shape)
-        case Scale():
+        case Scale() | Delay():
             return y
         case SumPool2d() | AvgPool2d():
             borders = node.padding if isinstance(node, AvgPool2d) else (0, 0)

@@ -18,7 +18,6 @@ from slamp.activity import Activity
 from slamp.arithmetic import (
     BIAS_MANTISSA,
     DECAY_ONE,
-    MAX_BIAS_EXPONENT,
     MAX_THRESHOLD,
     SHIFT,
     FixedPoint,
@@ -52,6 +51,7 @@ from slamp.raster import SpikeRaster
 from slamp.simulate import Trace, simulate
 
 PERCENTILES = (99.9, 99.5, 99.0, 98.0)
+FINE_LEVELS = 32
 GRID_ERROR = 1e-3  # a weight this close to a whole number, in units of the grid, lies on it
 MAX_WEIGHT_EXPONENT = 6  # mixed signs spend one of Loihi's 7 on the doubling of the mantissa
 
@@ -64,8 +64,8 @@ def quantize(graph: SpikingGraph, profile: Profile, activity: Activity) -> Spiki
     The one whose integer layer, fed the float network's spikes, differs in fewest cells from the float layer is taken.
 
     The bias of an input current (`CubaLIF`) stays a bias of the weights, an input line that is always on; that of `LIF`
-    and `IF` is added to the membrane, 64 times finer. Mean pools become sum pools, their factor goes into the weights.
-    Zeros stay zeros; weights that round to zero are counted by `slamp.fidelity`.
+    and `IF` is added to the membrane, in the same unit. Mean pools become sum pools, their factor goes into the
+    weights. Zeros stay zeros; weights that round to zero are counted by `slamp.fidelity`.
 
     Args:
         graph: A float graph, batch normalization folded.
@@ -77,8 +77,42 @@ def quantize(graph: SpikingGraph, profile: Profile, activity: Activity) -> Spiki
         UnsupportedNodeError: A node has no integer counterpart; the message names it.
         GraphError: A number does not fit the chip; the message names layer and value.
     """
+    return quantization(graph, profile, activity).graph
+
+
+@dataclass(frozen=True, eq=False)
+class Quantization:
+    """A quantized graph and the scales behind it.
+
+    Attributes:
+        graph: In fixed point.
+        layers: By neuron node, the scale of its input and what its weighted nodes are clipped to.
+    """
+
+    graph: SpikingGraph
+    layers: Mapping[str, LayerScale]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScale:
+    """How the numbers of one layer of neurons became whole.
+
+    Attributes:
+        scale: Whole numbers per unit of the layer's input.
+        clips: By weighted node, the largest magnitude kept.
+        gains: By weighted node, what the mean pools before it multiply.
+    """
+
+    scale: float
+    clips: Mapping[str, float]
+    gains: Mapping[str, float]
+
+
+def quantization(graph: SpikingGraph, profile: Profile, activity: Activity) -> Quantization:
+    """As `quantize`, with the scales."""
     _check(graph, profile, activity)
     assert activity.sample is not None
+    layers: dict[str, LayerScale] = {}
     float_run = simulate(graph, activity.sample, record="all")
     nodes = dict(graph.nodes)
     for name in graph.order:
@@ -91,8 +125,9 @@ def quantize(graph: SpikingGraph, profile: Profile, activity: Activity) -> Spiki
             target = float_run[name]
             expected = target.v if target.spikes is None else target.spikes
             assert expected is not None
-            nodes |= _best(graph, layer, inputs, expected, _rates(inputs))
-    return SpikingGraph(nodes, graph.edges, graph.dt, FixedPoint(), graph.parameters)
+            integers, layers[name] = _best(graph, layer, inputs, expected, _rates(inputs))
+            nodes |= integers
+    return Quantization(SpikingGraph(nodes, graph.edges, graph.dt, FixedPoint(), graph.parameters), layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +139,7 @@ class _Layer:
     weighted: Mapping[str, Weighted]  # mean pools before them already folded in
     sources: Mapping[str, str]  # by source neuron (or input), which weighted node reads it
     chains: Mapping[str, tuple[str, ...]]  # by weighted node, the pools and Flattens before it, first one first
+    gains: Mapping[str, float]  # by weighted node, what its mean pools multiply
 
 
 def _check(graph: SpikingGraph, profile: Profile, activity: Activity) -> None:
@@ -123,9 +159,9 @@ def _check(graph: SpikingGraph, profile: Profile, activity: Activity) -> None:
         )
     if activity.sample is None:
         raise ProfileError("quantize: the activity keeps no samples; measure it with slamp.calibrate")
-    if not activity.sample.is_spikes:
+    if not activity.sample.is_spikes and bool((activity.sample.data % 1 != 0).any()):
         raise UnsupportedNodeError(
-            f"{graph.input}: takes analog values, which Loihi does not; run the first layer on the host, and quantize "
+            f"{graph.input}: takes fractions, which Loihi does not; run the first layer on the host, and quantize "
             "a network that begins with its spikes"
         )
 
@@ -137,6 +173,7 @@ def _layer(graph: SpikingGraph, name: str) -> _Layer:
     weighted: dict[str, Weighted] = {}
     sources: dict[str, str] = {}
     chains: dict[str, tuple[str, ...]] = {}
+    gains: dict[str, float] = {}
     for before in graph.sources(name):
         driver = graph.nodes[before]
         if not isinstance(driver, WEIGHTED):
@@ -160,7 +197,8 @@ def _layer(graph: SpikingGraph, name: str) -> _Layer:
         weighted[before] = driver if gain == 1.0 else replace(driver, weight=frozen_array(driver.weight * gain))
         sources[source] = before
         chains[before] = tuple(chain)
-    return _Layer(name, node, weighted, sources, chains)
+        gains[before] = gain
+    return _Layer(name, node, weighted, sources, chains, gains)
 
 
 def _only(graph: SpikingGraph, name: str) -> str:
@@ -192,7 +230,7 @@ def _check_neuron(name: str, node: Neuron) -> None:
 def _values(graph: SpikingGraph, source: str, sample: SpikeRaster, traces: Mapping[str, Trace]) -> torch.Tensor:
     """Spikes of a neuron layer or the input, float32 (time, batch, *features)."""
     if source == graph.input:
-        return sample.data.cpu().to(torch.float32)
+        return sample.data.cpu().to(torch.float32)  # spikes, or whole numbers of a graded input
     spikes = traces[source].spikes
     assert spikes is not None
     return spikes.cpu().to(torch.float32)
@@ -208,18 +246,19 @@ def _best(
     inputs: Mapping[str, torch.Tensor],
     expected: torch.Tensor,
     rates: Mapping[str, np.ndarray],
-) -> dict[str, Node]:
-    """Return the integer nodes of the candidate scale that departs least from the float layer."""
+) -> tuple[dict[str, Node], LayerScale]:
+    """Return the integer nodes, and the candidate scale, that depart least from the float layer."""
     best: dict[str, Node] = {}
+    found = LayerScale(1.0, {}, layer.gains)
     least = math.inf
     for scale, clips in _scales(layer, rates):
-        nodes = _integers(layer, scale, clips)
+        nodes = integer_nodes(layer, scale, clips)
         wrong = _departure(layer, graph, nodes, inputs, expected, scale)
         if wrong < least:
-            best, least = nodes, wrong
+            best, least, found = nodes, wrong, LayerScale(scale, clips, layer.gains)
         if wrong == 0:
             break
-    return best
+    return best, found
 
 
 def _scales(layer: _Layer, rates: Mapping[str, np.ndarray]) -> Iterator[tuple[float, Mapping[str, float]]]:
@@ -242,7 +281,7 @@ def _scales(layer: _Layer, rates: Mapping[str, np.ndarray]) -> Iterator[tuple[fl
     on_grids = bool(ranges) and all(_grid(layer.weighted[name].weight) for name in ranges)
     for k in range(1 if on_grids else max(map(len, ranges.values()), default=1)):
         clips = {name: found[min(k, len(found) - 1)] for name, found in ranges.items()}
-        levels = [_levels(layer.weighted[name].weight) / clip for name, clip in clips.items()]
+        levels = [levels_of(layer.weighted[name].weight) / clip for name, clip in clips.items()]
         scale = min(max(levels, default=1.0), limit)
         if (scale, *clips.values()) not in tried:
             tried.add((scale, *clips.values()))
@@ -258,7 +297,7 @@ def _active(node: Weighted, chain: tuple[str, ...], rate: np.ndarray) -> np.ndar
     return nonzero
 
 
-def _levels(weight: np.ndarray) -> int:
+def levels_of(weight: np.ndarray) -> int:
     """Largest magnitude of whole weights in 8 bits: 127, or 255 where all signs agree."""
     return 127 if weight.min() < 0 < weight.max() else 255
 
@@ -269,11 +308,12 @@ def _grid(weight: np.ndarray) -> float:
     What training with quantized weights leaves lies on such a grid, and must not be rounded to another.
     """
     values = weight[weight != 0].astype(np.float64)
-    largest, most = np.abs(values).max(), _levels(weight)
+    largest, most = np.abs(values).max(), levels_of(weight)
     for levels in range(1, most + 1):
         scaled = values * (levels / largest)
         if bool((np.abs(scaled - np.rint(scaled)) < GRID_ERROR).all()):
-            finer = levels * (most // levels)  # also on the grid, and the threshold is rounded less
+            # A multiple is on the grid too; of a coarse one it is taken, because thresholds are rounded to it.
+            finer = levels if levels >= FINE_LEVELS else levels * (most // levels)
             return float(largest * most / finer)
     return 0.0
 
@@ -292,10 +332,14 @@ def _relative_threshold(node: Neuron) -> np.ndarray:
     return above if isinstance(node, IF) else np.divide(above, node.decay_mem)
 
 
+def weight_exponent(values: np.ndarray, scale: float, clip: float) -> int:
+    """Return the smallest exponent with which 8 bits reach ``scale * clip``."""
+    return max(0, math.ceil(math.log2(scale * clip / (levels_of(values) + 0.499)))) if clip > 0 else 0
+
+
 def _rounded(where: str, values: np.ndarray, scale: float, clip: float) -> np.ndarray:
     """Return ``scale * values``, clipped to ``scale * clip``, as 8-bit multiples of the smallest power of two."""
-    levels = _levels(values)
-    exponent = max(0, math.ceil(math.log2(scale * clip / (levels + 0.499)))) if clip > 0 else 0
+    levels, exponent = levels_of(values), weight_exponent(values, scale, clip)
     if exponent > MAX_WEIGHT_EXPONENT:
         raise GraphError(
             f"{where}: reaches {clip:g}, {scale * clip:.0f} on the scale of its layer; allowed are 8 bits times 2^0 to "
@@ -306,7 +350,8 @@ def _rounded(where: str, values: np.ndarray, scale: float, clip: float) -> np.nd
     return whole
 
 
-def _integers(layer: _Layer, scale: float, clips: Mapping[str, float]) -> dict[str, Node]:
+def integer_nodes(layer: _Layer, scale: float, clips: Mapping[str, float]) -> dict[str, Node]:
+    """Return a layer's weighted nodes and neurons on a scale."""
     nodes: dict[str, Node] = {}
     added = np.zeros(())
     in_current = isinstance(layer.node, (CubaLIF, CubaLI))
@@ -330,7 +375,7 @@ def _integers(layer: _Layer, scale: float, clips: Mapping[str, float]) -> dict[s
 def _integer_neuron(name: str, node: Neuron, scale: float, added: np.ndarray) -> Neuron:
     """Return a layer of neurons on a scale; ``added`` is the bias of its membrane, in Loihi's units."""
     shape = node.v_threshold.shape if isinstance(node, IF) else node.v_leak.shape
-    bias = frozen_array(np.broadcast_to(_rounded_bias(name, added), shape))
+    bias = frozen_array(np.broadcast_to(rounded_bias(name, added), shape))
     decay_syn = _share(node.decay_syn, least=1) if isinstance(node, (CubaLIF, CubaLI)) else None
     decay_mem = frozen_array(np.zeros(shape)) if isinstance(node, IF) else _share(node.decay_mem, least=0)
     if isinstance(node, READOUT):
@@ -353,16 +398,17 @@ def _share(decay: np.ndarray, *, least: int) -> np.ndarray:
     return frozen_array(np.clip(np.rint(decay.astype(np.float64) * DECAY_ONE), least, DECAY_ONE) / DECAY_ONE)
 
 
-def _rounded_bias(name: str, added: np.ndarray) -> np.ndarray:
-    """Round biases of the membrane to 13-bit mantissas on the smallest exponent that holds them all."""
+def rounded_bias(name: str, added: np.ndarray) -> np.ndarray:
+    """Round biases of the membrane to 13-bit mantissas times 64: the unit of weights, and what netx's files hold."""
     low, high = BIAS_MANTISSA
-    for exponent in range(MAX_BIAS_EXPONENT + 1):
-        mantissa = np.rint(added / (1 << exponent))
-        if mantissa.min() >= low and mantissa.max() <= high:
-            whole: np.ndarray = mantissa * (1 << exponent)
-            return whole
+    mantissa = np.rint(added / (1 << SHIFT))
+    if mantissa.min() >= low and mantissa.max() <= high:
+        whole: np.ndarray = mantissa * (1 << SHIFT)
+        return whole
     worst = float(added.flat[np.argmax(np.abs(added))])
-    raise GraphError(f"{name}: a bias is {worst:.0f} in units of the membrane; allowed are {low << 7} to {high << 7}")
+    raise GraphError(
+        f"{name}: a bias is {worst:.0f} in units of the membrane; allowed are {low << SHIFT} to {high << SHIFT}"
+    )
 
 
 def _departure(
@@ -395,7 +441,7 @@ def _driven(
 ) -> torch.Tensor:
     """Return what one source adds to a layer, (time, batch, *neurons), in whole numbers."""
     name = layer.sources[source]
-    x, bound = values.flatten(0, 1), 1.0
+    x, bound = values.flatten(0, 1), float(values.abs().max())
     for before in layer.chains[name]:
         node = graph.nodes[before]
         pool = SumPool2d(node.kernel_size, node.stride) if isinstance(node, AvgPool2d) else node

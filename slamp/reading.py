@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from slamp.errors import ExporterNotFoundError
 from slamp.exporting import ReadingExporter, find_exporter
 from slamp.graph import SpikingGraph
+from slamp.nodes import Reset
 
 READERS = "slamp.readers"
 
@@ -16,7 +17,7 @@ READERS = "slamp.readers"
 class Reader(Protocol):
     """Reads the files of a tool whose format states no time step."""
 
-    def __call__(self, path: Path, *, dt: float) -> SpikingGraph:
+    def __call__(self, path: Path, *, dt: float, **settings: Any) -> SpikingGraph:
         """Return the graph in a file; raises `slamp.errors.ArtifactError` if it cannot be read."""
 
 
@@ -30,20 +31,35 @@ def load_net(path: str | Path, *, dt: float = 1e-3) -> SpikingGraph:
     Raises:
         ArtifactError: The file is missing, damaged, or holds what is not read; the message names layer and field.
     """
-    for entry in entry_points(group=READERS):
-        if entry.name == "net":
-            reader: Reader = entry.load()
-            return reader(Path(path), dt=dt)
-    raise ExporterNotFoundError("reader: none is installed for .net files; install slamp's exporters")
+    return _reader("net")(Path(path), dt=dt)
 
 
-def load_nir(path: str | Path) -> SpikingGraph:
-    """Return the graph in a ``.nir`` file that slamp wrote, bit for bit.
+def load_nir(path: str | Path, *, dt: float | None = None, reset: Reset = "value") -> SpikingGraph:
+    """Return the graph in a ``.nir`` file: one that slamp wrote, bit for bit, or, with ``dt``, one of another tool.
+
+    The file of another tool is taken literally: NIR's equations, stepped by forward Euler.
+
+    Args:
+        path: The file.
+        dt: Time step for a file of another tool, in the unit of its time constants (1 where these are in steps); None
+            for a file that slamp wrote.
+        reset: How neurons of such a file reset, "value" or "subtract".
 
     Raises:
-        ArtifactError: The file is missing, damaged, or was written by another tool.
+        ArtifactError: The file is missing or damaged, or, without ``dt``, was written by another tool.
+        UnsupportedNodeError: A node of another tool's file has no counterpart.
     """
-    return load_file(path, target="nir")
+    if dt is None:
+        return load_file(path, target="nir")
+    return _reader("nir")(Path(path), dt=dt, reset=reset)
+
+
+def _reader(name: str) -> Reader:
+    for entry in entry_points(group=READERS):
+        if entry.name == name:
+            reader: Reader = entry.load()
+            return reader
+    raise ExporterNotFoundError(f"reader: none is installed for .{name} files; install slamp's exporters")
 
 
 def load_file(path: str | Path, *, target: str) -> SpikingGraph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +18,11 @@ from torch.optim.optimizer import (
 
 from slamp.checkpoint import Checkpoint
 from slamp.errors import TrainingError
+from slamp.integer_training import check_quantized, integer_forward
 from slamp.masks import Masks, masked_parameters
+from slamp.profile import Profile
 from slamp.progress import ticker
+from slamp.raster import SpikeRaster
 
 
 class Train(Protocol):
@@ -47,6 +50,8 @@ def retrain(
     generator: np.random.Generator | None = None,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
+    quantized: Profile | None = None,
+    raster: SpikeRaster | None = None,
 ) -> torch.nn.Module:
     """Train a copy of ``net`` while pruned weights stay zero, and return the copy.
 
@@ -62,13 +67,18 @@ def retrain(
         generator: Source of randomness; ``numpy.random.default_rng(0)`` if None.
         checkpoint: Where ``train`` may save its progress.
         progress: Show the number of optimizer steps and the time.
+        quantized: Chip in whose integers the network computes while it is trained, with straight-through gradients. Its
+            weights are left on their grids, so that `slamp.quantize` loses nothing more.
+        raster: Samples on which the scales are chosen, for ``quantized``.
 
     Raises:
+        UnsupportedModuleError, UnsupportedNodeError, GraphError: The network cannot be quantized.
         TrainingError: ``train`` returned another network, revived pruned weights past the optimizer, or left
             numbers that are not finite.
         MaskError: The masks do not fit the network.
     """
     check_signature(train)
+    check_quantized(quantized, raster)
     if not effort > 0:
         raise TrainingError(f"retrain: effort is {effort!r}; allowed is a positive share of a full retraining")
     generator = np.random.default_rng(0) if generator is None else generator
@@ -78,6 +88,7 @@ def retrain(
         ticker("retraining", None, shown=progress, unit="steps") as advance,
         _masks_held(trained, masks, advance),
         _seeded(generator, trained),
+        nullcontext() if quantized is None or raster is None else integer_forward(trained, quantized, raster),
     ):
         returned = train(trained, effort=effort, generator=generator, checkpoint=checkpoint or Checkpoint())  # type: ignore[func-returns-value]  # users may return by mistake
     if isinstance(returned, torch.nn.Module) and returned is not trained:

@@ -11,6 +11,7 @@ from slamp.nodes import (
     AvgPool2d,
     Conv1d,
     Conv2d,
+    Delay,
     Flatten,
     Input,
     Linear,
@@ -40,6 +41,8 @@ def output_shape(name: str, node: Node, shape: Shape) -> Shape:
             return _pool(name, node, shape, node.padding)
         case Flatten():
             return _flatten(name, node, shape)
+        case Delay():
+            return _same(name, node, shape, node.steps.shape)
         case Scale():
             if not shape or not node.scale.shape == node.shift.shape == (shape[0],):
                 raise _mismatch(name, node, shape, f"{node.scale.shape[0]} channels")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from slamp.arithmetic import FixedPoint
+from slamp.delays import DelayLine, holds_back
 from slamp.dynamics import exact_float32
 from slamp.engine import engine_of
 from slamp.errors import GraphError, RasterError
 from slamp.events import Quantity, run_events, unknown_to_events, worth_events
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, READOUT, SPIKING, Flatten
+from slamp.nodes import NEURON, READOUT, SPIKING, Delay, Flatten
 from slamp.raster import SpikeRaster
 
 Record = Literal["output", "spikes", "all"]
@@ -86,6 +87,7 @@ def stream(graph: SpikingGraph, raster: SpikeRaster) -> Iterator[Step]:
     device = graph.device
     dynamics, functions = engine_of(graph, raster)
     states = {name: layer.initial_state(raster.batch) for name, layer in dynamics.items()}
+    lines = delay_lines(graph, raster.batch)
     for t in range(raster.steps):
         values: dict[str, torch.Tensor] = {}
         membranes: dict[str, torch.Tensor] = {}
@@ -93,17 +95,38 @@ def stream(graph: SpikingGraph, raster: SpikeRaster) -> Iterator[Step]:
         with exact_float32():
             for name in graph.order:
                 sources = graph.sources(name)
-                x = values[sources[0]] if sources else raster.data[t].to(device=device, dtype=torch.float32)
-                for source in sources[1:]:
-                    x = x + values[source]
-                if name in dynamics:
+                if name in lines and holds_back(graph.nodes[name]):
+                    values[name] = lines[name].read()  # what arrives in this step is taken in below
+                    continue
+                x = summed(values, sources) if sources else raster.data[t].to(device=device, dtype=torch.float32)
+                if name in lines:
+                    lines[name].push(x)
+                    values[name] = lines[name].read()
+                elif name in dynamics:
                     run = dynamics[name].advance(x[None], states[name], keep_current=True)
                     values[name], membranes[name] = run.output[0], run.v[0]
                     if dynamics[name].has_current:
                         currents[name] = run.i[0]
                 else:
                     values[name] = functions[name](x)
+            for name, line in lines.items():
+                if holds_back(graph.nodes[name]):
+                    line.push(summed(values, graph.sources(name)))
+                line.advance()
         yield Step(t, values, membranes, currents)
+
+
+def delay_lines(graph: SpikingGraph, batch: int) -> dict[str, DelayLine]:
+    """Return the memory of every `Delay`, empty."""
+    return {name: DelayLine(node, batch, graph.device) for name, node in graph.nodes.items() if isinstance(node, Delay)}
+
+
+def summed(values: Mapping[str, torch.Tensor], sources: Sequence[str]) -> torch.Tensor:
+    """Add the values of several sources one by one, in the order of their edges."""
+    x = values[sources[0]]
+    for source in sources[1:]:
+        x = x + values[source]
+    return x
 
 
 def simulate(

@@ -70,6 +70,8 @@ def run_summary(run: Run, pruning: Pruning) -> dict[str, Any]:
             target: {**verification.to_json(), "sentence": verification.sentence()}
             for target, verification in run.verifications.items()
         },
+        "integers": None if run.integers is None else run.integers.to_json(),
+        "problems": dict(run.problems),
         "equivalent": run.equivalent,
         "versions": versions(),
     }
@@ -253,6 +255,20 @@ def _picture(run: Run, held_out: SpikeRaster) -> RasterPicture | None:
     return raster_picture(spikes[:, 0].to(torch.bool), title, marked)
 
 
+def _integers(run: Run) -> str:
+    """What quantization cost, in a sentence."""
+    assert run.integers is not None
+    found, whole = run.integers.against_pruned, run.integers.against_dense
+    text = "Fine-tuned in integers. " if run.integers.fine_tuned else f"Not fine-tuned: {run.integers.note}. "
+    if found.accuracy is not None and found.reference_accuracy is not None and whole.reference_accuracy is not None:
+        text += (
+            f"Accuracy on held-out samples: dense {whole.reference_accuracy:.1%}, pruned "
+            f"{found.reference_accuracy:.1%}, pruned in integers {found.accuracy:.1%}. "
+        )
+    vanished = sum(found.vanished.values())
+    return f"{text}{vanished:,} weights rounded to zero. A measured loss, no part of the equivalence."
+
+
 def _notes(run: Run) -> tuple[tuple[str, str], ...]:
     notes = [
         (
@@ -269,6 +285,8 @@ def _notes(run: Run) -> tuple[tuple[str, str], ...]:
                 f"{run.folding.cells:,} spike cells of the calibration sample differ from before.",
             )
         )
+    if run.integers is not None:
+        notes.append(("Integers", _integers(run)))
     if run.pruned.shortfall:
         notes.append(("SOP budget", run.pruned.shortfall))
     if run.pruned.channels is not None and not run.pruned.channels.whole:

@@ -10,17 +10,19 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from slamp.arithmetic import FixedPoint
 from slamp.compare import Comparison, Difference, compare, shifted
 from slamp.diagnose import find_parameter_difference, probable_cause
 from slamp.errors import ArtifactError, RasterError
-from slamp.exporting import find_exporter
+from slamp.exporting import Exporter, find_exporter
+from slamp.fixed_conventions import fixed_cause
 from slamp.graph import SpikingGraph
 from slamp.judge import judge_sample, spikes_of
 from slamp.manifest import Artifact, open_artifact, update_manifest
 from slamp.progress import ticker
 from slamp.raster import SpikeRaster
 from slamp.rounding import output_bound
-from slamp.simulate import Recording, output_neuron, simulate
+from slamp.simulate import Recording, Trace, output_neuron, simulate
 from slamp.verification import VERDICTS, Verification
 
 MAX_TIES = 100
@@ -84,7 +86,7 @@ def verify(
         for raster in rasters:
             for piece in raster.batches(batch):
                 digest.update(piece.numpy().tobytes())
-                reference = simulate(graph, piece, record="spikes")
+                reference = simulate(graph, piece, record="all" if in_integers(graph) else "spikes")
                 replayed = replay(artifact, _padded(piece, artifact.latency_steps))
                 _judge_batch(tally, _Batch(artifact, graph, piece, reference, replayed))
                 advance(piece.batch)
@@ -93,12 +95,17 @@ def verify(
     file_difference = ""
     if exporter is not None and (tally.altered or tally.first_difference):
         file_difference = find_parameter_difference(artifact, graph, exporter)
-    name = runner_name or (f"{artifact.target} exporter" if exporter else "runner")
+    name = runner_name or (runtime_of(exporter) if exporter else "runner")
     result = tally.result(graph, artifact.latency_steps, name, file_difference)
     if record and not _weaker(result, artifact.manifest["verification"]):
         entry = {**result.to_json(), "samples_sha256": digest.hexdigest()}
         update_manifest(artifact.directory, {"verification": entry})
     return result
+
+
+def runtime_of(exporter: Exporter) -> str:
+    """Name what an exporter replays its files with: its class variable ``runtime``, if it has one."""
+    return str(vars(type(exporter)).get("runtime", f"{exporter.name} exporter"))
 
 
 def _weaker(result: Verification, recorded: object) -> bool:
@@ -233,25 +240,33 @@ def _padded(raster: SpikeRaster, steps: int) -> SpikeRaster:
 
 def _judge_batch(tally: _Tally, batch: _Batch) -> None:
     latency = batch.artifact.latency_steps
-    comparison = compare(batch.reference, batch.replayed, latency_steps=latency, order=batch.graph.order)
+    integers = in_integers(batch.graph)
+    order = batch.graph.order
+    comparison = compare(batch.reference, batch.replayed, latency_steps=latency, order=order, states=integers)
     tally.steps = max(tally.steps, comparison.steps)
     tally.cells += comparison.cells
     tally.unobserved.update(dict.fromkeys(comparison.unobserved))
     active = _count_spikes(tally, batch)
     firsts = list(comparison.first_differences)
-    if comparison.readout_errors:
+    if comparison.readout_errors and integers:
+        _compare_whole_readout(tally, batch, comparison, firsts)
+    elif comparison.readout_errors:
         _compare_readout(tally, batch, comparison, firsts)
     offset = len(tally.verdicts)
     for sample, first in enumerate(firsts):
         if first is None:
             tally.verdicts.append("identical" if active[sample] else "silent")
             continue
-        verdict, difference = judge_sample(
-            batch.graph, batch.inputs, batch.reference, batch.replayed, comparison, first
-        )
+        if integers:  # fixed point knows no ties
+            verdict, difference = "different", first
+        else:
+            verdict, difference = judge_sample(
+                batch.graph, batch.inputs, batch.reference, batch.replayed, comparison, first
+            )
         tally.verdicts.append(verdict)
         if verdict == "different" and tally.first_difference is None:
-            difference = replace(difference, cause=difference.cause or _convention(batch, comparison, difference))
+            known = _fixed_convention if integers else _convention
+            difference = replace(difference, cause=difference.cause or known(batch, comparison, difference))
             tally.first_difference = replace(difference, sample=offset + sample)
         if verdict == "tie" and len(tally.ties) < MAX_TIES:
             tally.ties.append(replace(difference, sample=offset + sample))
@@ -267,6 +282,27 @@ def _count_spikes(tally: _Tally, batch: _Batch) -> list[bool]:
         tally.spike_cells[name] = tally.spike_cells.get(name, 0) + spikes.numel()
         active |= spikes.transpose(0, 1).flatten(1).any(1).cpu()
     return [bool(value) for value in active]
+
+
+def in_integers(graph: SpikingGraph) -> bool:
+    """True for a graph in fixed point."""
+    return isinstance(graph.arithmetic, FixedPoint)
+
+
+def _compare_whole_readout(
+    tally: _Tally, batch: _Batch, comparison: Comparison, firsts: list[Difference | None]
+) -> None:
+    """Hold an output of whole numbers against the graph's: every one must agree."""
+    steps, latency = comparison.steps, batch.artifact.latency_steps
+    expected = batch.reference.output.data[:steps].cpu().double()
+    found = shifted(batch.replayed.output.data, latency, steps).cpu().double()
+    for sample, error in enumerate(comparison.readout_errors):
+        tally.readout_error = max(tally.readout_error or 0.0, error)
+        if error and firsts[sample] is None:
+            step, *neuron = (int(index) for index in (expected != found)[:, sample].nonzero()[0])
+            cell = (step, sample, *neuron)
+            at = (batch.graph.output, step, sample, tuple(neuron))
+            firsts[sample] = Difference(*at, float(expected[cell]), float(found[cell]))
 
 
 def _compare_readout(tally: _Tally, batch: _Batch, comparison: Comparison, firsts: list[Difference | None]) -> None:
@@ -325,11 +361,41 @@ def _convention(batch: _Batch, comparison: Comparison, difference: Difference) -
     else:
         return ""
     firsts = comparison.first_differences
-    same = [sample for sample, first in enumerate(firsts) if first is not None and first.layer == compared]
-    chosen = [sample for sample in same if sample >= difference.sample][:DIAGNOSED_SAMPLES]
+    chosen = _alike(firsts, compared, difference.sample)
     inputs = SpikeRaster(batch.inputs.data[:, chosen], batch.inputs.dt, kind=batch.inputs.kind)
     spikes = {
         name: trace.spikes[:, chosen] for name, trace in batch.reference.traces.items() if trace.spikes is not None
     }
     replayed = shifted(found, batch.artifact.latency_steps, comparison.steps)[:, chosen]
     return probable_cause(graph, layer, inputs, spikes, replayed)
+
+
+def _alike(firsts: Sequence[Difference | None], layer: str, least: int) -> list[int]:
+    """Return some samples that differ in a layer first, from sample ``least`` on."""
+    same = [sample for sample, first in enumerate(firsts) if first is not None and first.layer == layer]
+    return [sample for sample in same if sample >= least][:DIAGNOSED_SAMPLES]
+
+
+def _fixed_convention(batch: _Batch, comparison: Comparison, difference: Difference) -> str:
+    """Look for a wrong integer convention in the samples of the batch that differ in the same layer first."""
+    graph, latency, steps = batch.graph, batch.artifact.latency_steps, comparison.steps
+    chosen = _alike(comparison.first_differences, difference.layer, difference.sample) or [difference.sample]
+    layer = output_neuron(graph) if difference.layer == graph.output else difference.layer
+    if layer is None:
+        return ""
+    trace = batch.replayed.traces.get(layer)
+    if trace is None:  # only the output is shown
+        data = batch.replayed.output.data
+        data = data.reshape(*data.shape[:2], *graph.shapes[layer])
+        trace = Trace(spikes=data) if batch.replayed.output.is_spikes else Trace(v=data)
+    shown = Trace(*(_chosen(part, latency, steps, chosen) for part in (trace.spikes, trace.v, trace.i)))
+    expected = {
+        name: Trace(*(_chosen(part, 0, steps, chosen) for part in (known.spikes, known.v, known.i)))
+        for name, known in batch.reference.traces.items()
+    }
+    inputs = SpikeRaster(batch.inputs.data[:steps, chosen], batch.inputs.dt, kind=batch.inputs.kind)
+    return fixed_cause(graph, layer, inputs, expected, shown)
+
+
+def _chosen(part: torch.Tensor | None, latency: int, steps: int, samples: list[int]) -> torch.Tensor | None:
+    return None if part is None else shifted(part, latency, steps)[:, samples].cpu()

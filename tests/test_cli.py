@@ -203,7 +203,7 @@ BAD_WORDS: dict[str, tuple[list[str], str]] = {
     "readout": (["--readout", "median"], "readout: Input should be 'mean', 'sum', 'last' or 'max', found 'median'"),
     "schedule": (["--schedule", "slow"], "schedule: Input should be 'one-shot' or 'iterative', found 'slow'"),
     "seed": (["--seed", "-3"], "seed: Input should be greater than or equal to 0, found -3"),
-    "target": (["--to", "lava"], "exporter: 'lava' is not installed; allowed here are nir"),
+    "target": (["--to", "abacus"], "exporter: 'abacus' is not installed; allowed here are lava, nir"),
     "train": (["--train", "user_networks:nothing"], "train: user_networks has no 'nothing'"),
     "metric": (["--metric", "user_networks:bad_metric"], "metric: returned 'good'"),
     "weights": (["--weights", "nowhere.safetensors"], "nowhere.safetensors: not a readable safetensors file"),

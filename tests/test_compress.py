@@ -306,7 +306,7 @@ REFUSED: dict[str, tuple[Callable[[], torch.nn.Module], dict[str, Any], type[Sla
         BudgetError,
         "how akida1000 stores the synapses of a Affine is not known",
     ),
-    "target": (users.factory, {"to": ("lava",)}, ExporterNotFoundError, "'lava' is not installed"),
+    "target": (users.factory, {"to": ("abacus",)}, ExporterNotFoundError, "'abacus' is not installed"),
     "no target": (users.factory, {"to": ()}, RasterError, "no target"),
     "option": (users.factory, {"options": {"nir": {"speed": 3}}}, RunFileError, "speed"),
     "subtraction": (users.subtracting, {}, UnsupportedNodeError, "resets by subtraction"),

@@ -26,6 +26,7 @@ from slamp.nodes import (
     Conv2d,
     CubaLI,
     CubaLIF,
+    Delay,
     Flatten,
     Input,
     Linear,
@@ -325,3 +326,19 @@ def test_without_a_writable_cache_the_engine_compiles_anew(tmp_path: Path) -> No
     )
     found = subprocess.run([sys.executable, str(script)], check=False, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+
+
+def test_delays_and_cycles_go_to_the_batched_engine() -> None:
+    nodes: dict[str, Node] = {
+        "input": Input((2,)),
+        "w": linear([[90.0, 70.0]]),
+        "n": cuba((1,)),
+        "late": Delay(uniform(1, (1,))),
+        "back": linear([[-60.0]]),
+        "output": Output((1,)),
+    }
+    edges = (("input", "w"), ("w", "n"), ("n", "late"), ("late", "back"), ("back", "n"), ("n", "output"))
+    graph = SpikingGraph(nodes, edges, DT, slamp.FixedPoint())
+    with pytest.raises(GraphError, match="late: Delay is unknown to the event-driven engine; use engine='batched'"):
+        slamp.simulate(graph, ones(5000, 2), engine="events")
+    assert slamp.simulate(graph, ones(5000, 2)).output.data.any()

@@ -43,7 +43,16 @@ def run(*words: object, cwd: Path = ROOT) -> str:
 
 def test_every_example_is_run_here() -> None:
     found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".toml")}
-    assert found == {"__init__.py", "fit_a_chip.py", "my_network.py", "prune_and_export.py", "run.toml"}
+    assert found == {"__init__.py", "fit_a_chip.py", "loihi.py", "my_network.py", "prune_and_export.py", "run.toml"}
+
+
+def test_loihi(tmp_path: Path) -> None:
+    text = run("examples/loihi.py", tmp_path / "loihi")
+    pruned, integers = (float(share) for share in re.findall(r"([\d.]+)%", text))
+    assert pruned >= 70
+    assert integers >= pruned - 7, "two of 32 digits"
+    assert re.search(r"identical: \d+ samples, 8 steps, .* replayed by (Lava 0.10.0|slamp, from the file)", text)
+    assert (tmp_path / "loihi" / "network.net").is_file()
 
 
 def test_prune_and_export(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_nir_is_installed() -> None:
 
 
 def test_an_unknown_target_is_refused_by_name() -> None:
-    with pytest.raises(ExporterNotFoundError, match="'abacus' is not installed; allowed here are nir"):
+    with pytest.raises(ExporterNotFoundError, match="'abacus' is not installed; allowed here are lava, nir"):
         find_exporter("abacus")
 
 

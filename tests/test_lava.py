@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import slamp
+from exporters import witness_lava
 from exporters.lava_lowering import lava_network
 from exporters.witness_lava import environment_python, find_python, install, run_models
 from slamp.errors import MissingDependencyError, UnsupportedNodeError, WitnessError
@@ -22,6 +24,7 @@ from slamp.nodes import (
     Conv2d,
     CubaLI,
     CubaLIF,
+    Delay,
     Flatten,
     Input,
     Linear,
@@ -48,12 +51,14 @@ def random_weight(rng: np.random.Generator, shape: tuple[int, ...], *, exponents
     return frozen_array((weight * 2.0 ** rng.integers(*exponents)).astype(np.float32))
 
 
-def random_neuron(rng: np.random.Generator, shape: tuple[int, ...], drive: float, *, last: bool) -> Node:
+def random_neuron(
+    rng: np.random.Generator, shape: tuple[int, ...], drive: float, *, last: bool, biases: float = 0.5
+) -> Node:
     """Neurons with any decays and biases; thresholds about as large as what arrives."""
     slow = rng.random() < 0.7
     du = int(rng.integers(0, 400)) if slow else int(rng.integers(0, 4096))
     dv = int(rng.integers(0, 400)) if slow else int(rng.integers(0, 4097))
-    bias = (rng.integers(-4096, 4096, shape) << int(rng.integers(0, 8))) * (rng.random() < 0.5)
+    bias = (rng.integers(-4096, 4096, shape) << int(rng.integers(0, 8))) * (rng.random() < biases)
     v_leak = frozen_array(bias.astype(np.float32))
     decays = uniform((du + 1) / 4096, shape), uniform(dv / 4096, shape)
     if last and rng.random() < 0.3:
@@ -200,7 +205,7 @@ def test_what_has_no_process_of_lava_is_refused() -> None:
         lava_network(chain(linear([[1.0]]), cuba((1,)), features=(1,), arithmetic=slamp.Float32()), ones(2, 1))
 
 
-def test_paths_of_different_length_are_refused() -> None:
+def test_a_shorter_path_waits_for_the_longer_one() -> None:
     nodes: dict[str, Node] = {
         "input": Input((1,)),
         "a": linear([[1.0]]),
@@ -212,8 +217,102 @@ def test_paths_of_different_length_are_refused() -> None:
     }
     edges = (("input", "a"), ("a", "na"), ("na", "b"), ("b", "nb"), ("input", "skip"), ("skip", "nb"), ("nb", "output"))
     graph = SpikingGraph(nodes, edges, DT, slamp.FixedPoint())
-    with pytest.raises(UnsupportedNodeError, match="nb: is reached over 1 and 2 synapses"):
-        lava_network(graph, ones(2, 1))
+    network = lava_network(graph, ones(2, 1))
+    assert network.latency_steps == {"na": 1, "nb": 2}
+    assert network.arrays["delay/skip/input"].tolist() == [[1]]  # the shorter path waits a step
+
+
+def random_feedback(seed: int) -> tuple[SpikingGraph, SpikeRaster]:
+    """Two layers with recurrence, a slow way back, a skip path, delays per source, per target and of a whole layer."""
+    rng = np.random.default_rng(seed)
+    a, b, n = int(rng.integers(3, 12)), int(rng.integers(3, 12)), int(rng.integers(4, 20))
+
+    def weights(outputs: int, inputs: int) -> Linear:
+        return Linear(random_weight(rng, (outputs, inputs), exponents=(0, 3)))
+
+    def steps(*late: int) -> Delay:
+        return Delay(frozen_array(np.array(late, dtype=np.float32)))
+
+    drive = 60.0 * n * 0.3
+    nodes: dict[str, Node] = {
+        "input": Input((n,)),
+        "late": steps(*rng.integers(0, 63, n)),
+        "in": weights(a, n),
+        "before": steps(*[1] * a),
+        "rec": weights(a, a),
+        "slow": steps(*[int(rng.integers(2, 20))] * b),
+        "back": weights(a, b),
+        "na": random_neuron(rng, (a,), drive, last=False, biases=0.0),
+        "up": weights(b, a),
+        "staggered": steps(*rng.integers(0, 30, b)),
+        "skip": weights(b, n),
+        "nb": random_neuron(rng, (b,), drive, last=False, biases=0.0),
+        "output": Output((b,)),
+    }
+    edges = [("input", "late"), ("late", "in"), ("in", "na"), ("na", "before"), ("before", "rec"), ("rec", "na")]
+    edges += [("nb", "slow"), ("slow", "back"), ("back", "na"), ("na", "up"), ("up", "staggered"), ("staggered", "nb")]
+    edges += [("input", "skip"), ("skip", "nb"), ("nb", "output")]
+    graph = SpikingGraph(nodes, tuple(edges), DT, slamp.FixedPoint())
+    return graph, SpikeRaster(torch.tensor(rng.random((STEPS, 1, n)) < 0.3), DT)
+
+
+@needs_lava
+@pytest.mark.slow
+def test_recurrence_skips_and_delays_equal_lava_in_every_cell() -> None:
+    """40 networks, 250 steps each."""
+    cases = [random_feedback(seed) for seed in range(40)]
+    networks = [lava_network(graph, raster) for graph, raster in cases]
+    answers = run_models([network.arrays for network in networks], time_limit_s=900)
+    found = [
+        differing_cells(graph, raster, answer, network.latency_steps)
+        for (graph, raster), network, answer in zip(cases, networks, answers, strict=True)
+    ]
+    assert found == [0] * 40
+    assert sum(bool(answer["s/na"].any() and answer["s/nb"].any()) for answer in answers) > 25
+
+
+def test_a_cycle_that_lava_cannot_keep_up_with_is_refused() -> None:
+    graph, raster = random_feedback(0)
+    at_once = Delay(uniform(0.0, graph.shapes["staggered"]))
+    hasty = graph.with_nodes({"slow": Delay(uniform(1.0, graph.shapes["slow"])), "staggered": at_once})
+    with pytest.raises(UnsupportedNodeError, match="lies on a cycle of more synapses than steps of delay"):
+        lava_network(hasty, raster)
+
+
+def biased(bias: float) -> SpikingGraph:
+    graph, _ = random_feedback(0)
+    node = cuba(graph.shapes["na"], du=2000, dv=100, vth=200, bias=int(bias))
+    return graph.with_nodes({"na": node})
+
+
+def test_spikes_of_a_bias_before_the_start_are_refused_where_they_last() -> None:
+    _, raster = random_feedback(0)
+    with pytest.raises(UnsupportedNodeError, match="na: its bias alone makes it fire in the 1 steps before its first"):
+        lava_network(biased(200 * 64 + 64), raster)
+    assert "reset_offset" in bytes(lava_network(biased(200 * 64), raster).arrays["network"]).decode()
+
+
+@needs_lava
+def test_a_quiet_bias_and_recurrence_equal_lava() -> None:
+    _, raster = random_feedback(0)
+    graph = biased(64 * 30)
+    network = lava_network(graph, raster)
+    (answer,) = run_models([network.arrays])
+    assert answer["s/na"].any()
+    assert differing_cells(graph, raster, answer, network.latency_steps) == 0
+
+
+def test_delays_lava_does_not_have_are_refused() -> None:
+    kernel = Conv2d(frozen_array(np.ones((1, 1, 1, 1))), None, (1, 1), (0, 0), (1, 1), 1)
+    uneven = Delay(frozen_array(np.array([[[0.0, 1.0]]], dtype=np.float32)))
+    with pytest.raises(UnsupportedNodeError, match="n1: is a convolution with a delay"):
+        lava_network(chain(uneven, kernel, cuba((1, 1, 2)), features=(1, 1, 2)), ones(2, 1, 1, 2))
+    late = Delay(frozen_array(np.array([0.0, 1.0], dtype=np.float32)))
+    with pytest.raises(UnsupportedNodeError, match="n1: has fractional weights behind different delays"):
+        lava_network(chain(late, linear([[0.5, 0.25]]), cuba((1,)), features=(2,)), ones(2, 2))
+    far = Delay(uniform(62.0, (1,)))
+    with pytest.raises(UnsupportedNodeError, match="n2: needs delays of 124 steps; allowed are 0 to 62"):
+        lava_network(chain(far, far, linear([[1.0]]), cuba((1,)), features=(1,)), ones(2, 1))
 
 
 def test_missing_environment_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -243,20 +342,44 @@ def test_a_crash_a_hang_and_silence_are_errors(monkeypatch: pytest.MonkeyPatch, 
             run_models([arrays], time_limit_s=0.5 if name == "hang" else 60)
 
 
-def test_without_the_right_python_nothing_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_python_is_found_where_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     assert find_python() is None
-    with pytest.raises(MissingDependencyError, match=r"installs on Python 3\.10 alone and none was found"):
-        install(tmp_path / "home")
-    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("official", [True, False], ids=["python3.10", "another python"])
+def test_what_is_installed_depends_on_the_python(
+    official: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands: list[list[str]] = []
+
+    def pretend(command: list[str], time_limit_s: float) -> str:
+        commands.append(command)
+        if "venv" in command:
+            packages = Path(command[-1]) / "lib" / "python3.10" / "site-packages"
+            (packages / "tests").mkdir(parents=True)
+            (packages / "lava").mkdir()
+            (Path(command[-1]) / "bin").mkdir()
+            (Path(command[-1]) / "bin" / "python").write_text("")
+        return ""
+
+    monkeypatch.setattr(witness_lava, "run_child", pretend)
+    monkeypatch.setattr(witness_lava, "find_python", lambda: Path("/found/python3.10") if official else None)
+    assert install(tmp_path) == environment_python(tmp_path)
+    ready = json.loads((tmp_path / "lava" / "ready.json").read_text())
+    assert ready["shimmed"] is not official
+    assert ready["python"] == ("3.10" if official else "{}.{}".format(*sys.version_info))
+    assert "lava-dl==0.6.0" in ready["requirements"]
+    assert commands[0][0] == ("/found/python3.10" if official else sys.executable)
+    assert any("--ignore-requires-python" in command for command in commands) is not official
+    assert commands[-1][-1].endswith("netx_runner.py")  # what does not import is not finished
+    assert [path.name for path in (tmp_path / "lava").glob("lib/*/site-packages/*")] == ["lava"]
 
 
 @pytest.mark.slow
 def test_failed_installation_leaves_nothing(tmp_path: Path) -> None:
-    if find_python() is None:
-        pytest.skip("there is no Python 3.10 on this machine")
     with pytest.raises(WitnessError, match="ended with code 1"):
         install(tmp_path / "home", pip_arguments=("--no-index", "--find-links", str(tmp_path)))
     assert list((tmp_path / "home").iterdir()) == []

@@ -95,11 +95,11 @@ def test_a_bias_of_a_current_stays_one_and_others_move_to_the_membrane() -> None
     neuron = without.nodes["n1"]
     assert isinstance(without.nodes["n0"], Linear)
     assert isinstance(neuron, LIF)
-    assert neuron.v_leak.tolist() == [1138.0]  # 0.07 * 254 * 64
+    assert neuron.v_leak.tolist() == [18 * 64.0]  # 0.07 * 254
     counting = quantized(float_chain(affine, IF(uniform(0.5, (1,)), uniform(0, (1,))), features=(2,)), sample(2))
     neuron = counting.nodes["n1"]
     assert isinstance(neuron, LIF)
-    assert (neuron.decay_mem.item(), neuron.v_leak.item(), neuron.v_threshold.item()) == (0.0, 1138.0, 127 * 64)
+    assert (neuron.decay_mem.item(), neuron.v_leak.item(), neuron.v_threshold.item()) == (0.0, 18 * 64.0, 127 * 64)
 
 
 def test_weights_on_a_grid_keep_it() -> None:
@@ -291,5 +291,5 @@ def test_what_quantize_is_given_is_checked() -> None:
     with pytest.raises(UnsupportedNodeError, match="graph: is in fixed point already"):
         slamp.quantize(integers, LOIHI, slamp.calibrate(integers, raster))
     values = SpikeRaster(torch.rand(5, 2, 4), DT, kind="analog")
-    with pytest.raises(UnsupportedNodeError, match="input: takes analog values, which Loihi does not"):
+    with pytest.raises(UnsupportedNodeError, match="input: takes fractions, which Loihi does not"):
         slamp.quantize(graph, LOIHI, slamp.calibrate(graph, values))

@@ -91,6 +91,49 @@ def test_convolutions_flatten_and_a_readout(tmp_path: Path) -> None:
     assert graph.nodes["neuron1"].v_leak[3, 0, 0] == 3 * 64
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (4,), (3, 4)])
+def test_delays_hold_every_spike_back(shape: tuple[int, ...], tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    weight = rng.integers(-9, 10, (3, 4)).astype(np.float64)
+    delay = rng.integers(0, 6, shape)
+    never = {**NEURON, "iDecay": 4096, "vDecay": 4096, "vThMant": 131072}
+    graph = slamp.load_net(write_net(tmp_path / "a.net", [dense(weight, delay=delay, neuron=never)]))
+    data = rng.random((20, 2, 4)) < 0.4
+    found = slamp.simulate(graph, SpikeRaster(torch.tensor(data), DT)).output.data.numpy()
+    full = np.broadcast_to(delay[:, None] if shape == (3,) else delay, (3, 4))
+    expected = np.zeros((20, 2, 3))
+    for t, out, source in np.ndindex(20, 3, 4):
+        if t >= full[out, source]:
+            expected[t, :, out] += weight[out, source] * data[t - full[out, source], :, source]
+    assert expected.any()
+    assert np.array_equal(found, expected * 64)
+
+
+def test_a_recurrent_layer_hears_its_last_spikes(tmp_path: Path) -> None:
+    layer = dense(np.array([[40.0], [0.0]]), type="dense_rec", weight_rec=np.array([[0.0, 0.0], [35.0, 0.0]]))
+    graph = slamp.load_net(write_net(tmp_path / "a.net", [layer]))
+    data = torch.zeros(4, 1, 1, dtype=torch.bool)
+    data[0] = True
+    run = slamp.simulate(graph, SpikeRaster(data, DT), record="spikes")["neuron0"].spikes
+    assert run is not None
+    # 40 > 30 fires neuron 0; half of its current stays, 20 does not; a step later 35 > 30 fires neuron 1
+    assert run[:, 0].tolist() == [[True, False], [False, True], [False, False], [False, False]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_rec": np.ones((1, 2))}, r"weight_rec has shape \(1, 2\), allowed is \(2, 2\)"),
+        ({"delay": np.array(1)}, "has a dataset 'delay', whose weights netx takes at another scale"),
+        ({"neuron": {**NEURON, "vThMant": 131072}}, "its threshold cannot be reached, so it has nothing to feed back"),
+    ],
+)
+def test_recurrent_layers_that_make_no_sense_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    layer = dense(np.ones((2, 1)), **{"type": "dense_rec", "weight_rec": np.ones((2, 2)), **changes})
+    with pytest.raises(ArtifactError, match=message):
+        slamp.load_net(write_net(tmp_path / "a.net", [layer]))
+
+
 def test_an_input_layer_with_neurons_takes_graded_values(tmp_path: Path) -> None:
     layers = [
         {
@@ -111,7 +154,7 @@ def test_an_input_layer_with_neurons_takes_graded_values(tmp_path: Path) -> None
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "type": ({"type": "pool"}, r"layer 0 \(pool\): cannot be read; allowed are input, conv, flatten, dense"),
+    "type": ({"type": "pool"}, r"layer 0 \(pool\): cannot be read; allowed are input, conv, flatten, dense, dense_rec"),
     "weight": ({"weight": None}, r"layer 0 \(dense\): no dataset 'weight'; it holds neuron, shape, type"),
     "fraction": ({"weight": np.array([[1.5, 0.0]])}, r"weight\[0, 0\] is 1.5; allowed are whole numbers"),
     "nan": ({"weight": np.array([[np.nan, 0.0]])}, r"weight\[0, 0\] is nan; allowed are whole numbers"),
@@ -125,7 +168,8 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "graded": ({"neuron": {**NEURON, "messageBits": 16}}, "messageBits is 16; allowed is 0"),
     "bias": ({"bias": np.ones(2)}, r"bias has shape \(2,\), allowed is \(1,\)"),
     "large bias": ({"bias": np.array([9000.0])}, r"neuron0: v_leak\[0\] is 576000; allowed are -4096 to 4095"),
-    "delay": ({"delay": np.array([1])}, "has a dataset 'delay', which is not read yet"),
+    "delay": ({"delay": np.array([63])}, "delay runs from 63 to 63; allowed are 0 to 62"),
+    "delays": ({"delay": np.ones((2, 2))}, r"delay has shape \(2, 2\); allowed are"),
     "size": ({"shape": np.array([0])}, "shape is .0,.; allowed are sizes of at least 1"),
 }
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from slamp.cli.usage import cores_table, usage_lines, usage_table
+from slamp.integers import fidelity_rows
 from slamp.usage import usage_from_json
 
 VERDICT_STYLE = {"identical": "bold green", "tie": "bold yellow", "different": "bold red", "silent": "bold red"}
@@ -42,7 +43,38 @@ def print_run(console: Console, summary: Mapping[str, Any]) -> None:
             "spike cells of the calibration sample differ",
             soft_wrap=True,
         )
+    if summary["integers"]:
+        console.print(integers_table(summary["integers"]))
+        for text in integers_lines(summary["integers"]):
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
     print_verdicts(console, summary["verifications"])
+    for target, problem in summary["problems"].items():
+        console.print(f"[bold red]not proven[/]  {escape(target)}: {escape(problem)}", soft_wrap=True)
+
+
+def integers_table(found: Mapping[str, Any]) -> Table:
+    """What quantization cost, layer by layer, against the pruned float network."""
+    tau = found["against_pruned"]["tau_steps"]
+    table = Table(title="integers against the pruned float network, held out", title_justify="left")
+    for column in ("layer", "spikes", "differing cells", "spike count error", f"van Rossum (tau {tau:g} steps)"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for row in fidelity_rows(found["against_pruned"]):
+        table.add_row(*row)
+    return table
+
+
+def integers_lines(found: Mapping[str, Any]) -> list[str]:
+    """Accuracy and what rounded away, in words."""
+    pruned, dense = found["against_pruned"], found["against_dense"]
+    lines = []
+    if pruned["accuracy"] is not None:
+        lines.append(
+            f"accuracy, held out: dense {dense['reference_accuracy']:.1%}, pruned {pruned['reference_accuracy']:.1%}, "
+            f"pruned in integers {pruned['accuracy']:.1%}"
+        )
+    how = "fine-tuned in integers" if found["fine_tuned"] else f"not fine-tuned: {found['note']}"
+    lines.append(f"{how}; {sum(pruned['vanished'].values()):,} weights rounded to zero")
+    return lines
 
 
 def before_after(summary: Mapping[str, Any]) -> Table:

@@ -23,7 +23,7 @@ SOPS_SHARE = 0.2
 CALIBRATION = 128
 
 
-def run_demo(*, temporal: bool, directory: Path, seed: int, resume: bool, console: Console) -> Run:
+def run_demo(*, temporal: bool, directory: Path, seed: int, resume: bool, console: Console, loihi: bool = False) -> Run:
     """Run the demonstration and return what `slamp.compress` made.
 
     torch computes on one thread meanwhile: layers this small gain nothing from a second one and, on a busy machine,
@@ -35,16 +35,17 @@ def run_demo(*, temporal: bool, directory: Path, seed: int, resume: bool, consol
         seed: Decides all randomness.
         resume: Go on where an interrupted run stopped.
         console: Where to say what happens.
+        loihi: Also quantize for Loihi 2, fine-tune in integers, write the .net file and have Lava run it.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _run_demo(temporal=temporal, directory=directory, seed=seed, resume=resume, console=console)
+        return _run_demo(temporal=temporal, directory=directory, seed=seed, resume=resume, console=console, loihi=loihi)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run_demo(*, temporal: bool, directory: Path, seed: int, resume: bool, console: Console) -> Run:
+def _run_demo(*, temporal: bool, directory: Path, seed: int, resume: bool, console: Console, loihi: bool) -> Run:
     check_replaceable(directory, marker=RUN)
     split = vowels(seed=seed) if temporal else digits(seed=seed)
     net = vowel_net(seed) if temporal else digit_net(seed)
@@ -75,6 +76,8 @@ def _run_demo(*, temporal: bool, directory: Path, seed: int, resume: bool, conso
         budget=budget,
         directory=directory,
         train=train,
+        to=("nir", "lava") if loihi else ("nir",),
+        profile="loihi2" if loihi else None,
         seed=seed,
         resume=resume,
         progress=console.is_terminal,

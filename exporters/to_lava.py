@@ -1,0 +1,271 @@
+"""Lava/Loihi: a lava-dl ``.net`` file that netx loads, replayed by the real Lava in an environment of its own."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import h5py
+import numpy as np
+import torch
+
+from exporters.environments import HOME_VARIABLE, run_child, witness_home
+from exporters.net_layers import NetLayer, net_layers
+from exporters.net_script import network_script
+from exporters.read_net import read_net
+from exporters.witness_lava import environment_python
+from slamp.archives import read_arrays
+from slamp.errors import (
+    ArtifactError,
+    MissingDependencyError,
+    RasterError,
+    RunFileError,
+    UnsupportedNodeError,
+    WitnessError,
+)
+from slamp.graph import SpikingGraph
+from slamp.manifest import Artifact, staged_artifact
+from slamp.nodes import READOUT
+from slamp.raster import SpikeRaster
+from slamp.simulate import Recording, Trace, check_raster, simulate
+
+NETWORK = "network.net"
+GOLDEN = "golden_input.npz"
+SCRIPT = "network.py"
+
+
+@dataclass(frozen=True, slots=True)
+class LavaExporter:
+    """lava-dl's ``.net`` file for `lava.lib.dl.netx.hdf5.Network`, in Loihi's integers.
+
+    Attributes:
+        golden: Held-out input, stored beside the file.
+        time_limit_s: After so many seconds a replay in Lava, and all it started, is ended.
+
+    Raises:
+        RunFileError: An option has a value that is not allowed.
+    """
+
+    name: ClassVar[str] = "lava"
+    arithmetic: ClassVar[str] = "fixed-point"
+    runtime: ClassVar[str] = "Lava 0.10.0 (lava-dl 0.6.0, netx, fixed_pt)"
+    golden: SpikeRaster | None = None
+    time_limit_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.golden, SpikeRaster | None):
+            raise RunFileError(f"lava: golden is {type(self.golden).__name__}; allowed is a SpikeRaster or None")
+        if not self.time_limit_s > 0:
+            raise RunFileError(f"lava: time_limit_s is {self.time_limit_s!r}; allowed is a positive number of seconds")
+
+    def write(self, graph: SpikingGraph, directory: Path) -> Artifact:
+        """Write ``network.net``, ``network.py``, and ``golden_input.npz`` if there is a golden raster.
+
+        The script builds and runs the same network from Lava's processes, for a reader to see.
+
+        Layer k of the network answers k steps later in Lava; the manifest's latency is that of the last layer.
+
+        Raises:
+            UnsupportedNodeError: A .net file cannot hold a node, or netx would load it otherwise; nothing is written.
+            RasterError: The golden raster does not fit the graph; nothing is written.
+            OutputDirectoryError: The directory holds files that are not ours.
+        """
+        layers = net_layers(graph)
+        if self.golden is not None:
+            check_raster(graph, self.golden)
+        options = {
+            "neurons": [layer.neuron for layer in layers],
+            "shapes": [list(layer.shape) for layer in layers],
+            "readout": isinstance(graph.nodes[layers[-1].neuron], READOUT),
+            "output_shape": list(graph.shapes[graph.output]),
+        }
+        latency = len(layers)
+        with staged_artifact(
+            graph, Path(directory), target=self.name, options=options, latency_steps=latency
+        ) as staged:
+            _write_net(staged.directory / NETWORK, graph.shapes[graph.input], layers)
+            staged.roles["network"] = NETWORK
+            _check_written(staged.directory / NETWORK, graph, layers)
+            script = network_script(
+                graph.shapes[graph.input], layers, network=NETWORK, readout=bool(options["readout"])
+            )
+            (staged.directory / SCRIPT).write_text(script)
+            staged.roles["script"] = SCRIPT
+            if self.golden is not None:
+                with (staged.directory / GOLDEN).open("wb") as file:
+                    np.savez_compressed(file, spikes=self.golden.numpy(), dt=np.float64(self.golden.dt))
+                staged.roles["golden_input"] = GOLDEN
+        return Artifact(Path(directory), self.name, latency)
+
+    def read(self, path: Path) -> SpikingGraph:
+        """Return the graph in a ``.net`` file; its names are those of `exporters.read_net`, its dt is 1 ms."""
+        return read_net(path)
+
+    def read_golden(self, artifact: Artifact) -> SpikeRaster:
+        """Return the held-out input stored beside the network; raises `ArtifactError` if there is none."""
+        path = artifact.file("golden_input")
+        if path.name in artifact.altered_files():
+            raise ArtifactError(f"{path}: is not what was exported; export again, or name a samples file")
+        arrays = read_arrays(path)
+        return SpikeRaster(torch.tensor(arrays["spikes"]), float(arrays["dt"]))
+
+    def file_differences(self, artifact: Artifact, graph: SpikingGraph) -> list[str]:
+        """Return what ``network.net`` states otherwise than ``graph``, one line per field."""
+        return list(_differences(artifact.file("network"), net_layers(graph)))
+
+    def replay(self, artifact: Artifact, inputs: SpikeRaster) -> Recording:
+        """Run ``network.net`` in Lava's runtime, loaded by netx, ``fixed_pt``.
+
+        Every layer is given at the latency of the last one; traces hold spikes, ``v`` after reset and ``i`` (Lava's u).
+
+        Raises:
+            MissingDependencyError: Lava's environment is not installed.
+            RasterError: The raster does not fit the network.
+            WitnessError: Lava refused the file, crashed or ran out of time; the message ends with its own words.
+        """
+        path = artifact.file("network")
+        features = _features(path)
+        if inputs.features != features:
+            raise RasterError(f"raster: features {inputs.features}; the artifact's network takes {features}; reshape")
+        python = environment_python()
+        if python is None:
+            raise MissingDependencyError(
+                f"Lava: no finished environment in {witness_home()}; run: slamp lava install, or name another place in "
+                f"{HOME_VARIABLE}"
+            )
+        with tempfile.TemporaryDirectory(prefix="slamp-lava-") as directory:
+            given, result = Path(directory) / "input.npz", Path(directory) / "output.npz"
+            np.savez(given, inputs=inputs.numpy().astype(np.int32), graded=np.int64(not inputs.is_spikes))
+            # alone in its directory, see there
+            script = Path(shutil.copy(Path(__file__).with_name("netx_runner.py"), directory))
+            (Path(directory) / "shim").mkdir()
+            shutil.copy(Path(__file__).with_name("lava_shim.py"), Path(directory) / "shim")
+            words = run_child([str(python), "-I", str(script), str(path), str(given), str(result)], self.time_limit_s)
+            if not result.is_file():
+                raise WitnessError(f"{artifact.directory}: Lava ended without a result: {words}")
+            with np.load(result, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        return _recording(artifact, arrays, inputs.dt)
+
+    def reread(self, artifact: Artifact, inputs: SpikeRaster) -> Recording:
+        """Run the file, read back, in slamp's own simulator."""
+        return reread(artifact, inputs)
+
+
+def reread(artifact: Artifact, inputs: SpikeRaster) -> Recording:
+    """Run the file, read back by slamp's own reader, in slamp's own simulator: a proof about the file, not about Lava.
+
+    Layers are given at the latency of the last one, as Lava would answer.
+    """
+    graph = read_net(artifact.file("network"), dt=inputs.dt)
+    run = simulate(graph, inputs, record="all")
+    arrays: dict[str, np.ndarray] = {}
+    traces = [run[name] for name in run.traces]
+    for k, trace in enumerate(traces):
+        assert trace.i is not None
+        assert trace.v is not None
+        arrays |= {f"u/{k}": trace.i.numpy(), f"v/{k}": trace.v.numpy()}
+        arrays[f"s/{k}"] = np.zeros(trace.v.shape, bool) if trace.spikes is None else trace.spikes.numpy()
+    return _recording(artifact, arrays, inputs.dt)
+
+
+def _recording(artifact: Artifact, arrays: dict[str, np.ndarray], dt: float) -> Recording:
+    """Turn Lava's arrays, aligned with the inputs, into a recording in which every layer is late by the latency."""
+    options = artifact.manifest["options"]
+    late = artifact.latency_steps
+    traces = {}
+    last: torch.Tensor | None = None
+    for k, (name, shape) in enumerate(zip(options["neurons"], options["shapes"], strict=True)):
+        u, v, s = (_late(arrays[f"{key}/{k}"], late, shape) for key in ("u", "v", "s"))
+        readout = options["readout"] and k == len(options["neurons"]) - 1
+        traces[name] = Trace(None if readout else s.to(torch.bool), v.to(torch.int32), u.to(torch.int32))
+        last = v.to(torch.float32) if readout else s.to(torch.bool)
+    assert last is not None
+    data = last.reshape(*last.shape[:2], *options["output_shape"])
+    return Recording(SpikeRaster(data, dt, kind="analog" if options["readout"] else "spikes"), traces)
+
+
+def _late(array: np.ndarray, steps: int, shape: list[int]) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array)).reshape(*array.shape[:2], *shape)
+    empty = torch.zeros(min(steps, len(tensor)), *tensor.shape[1:], dtype=tensor.dtype)
+    return torch.cat([empty, tensor[: len(tensor) - len(empty)]])
+
+
+def _features(path: Path) -> tuple[int, ...]:
+    with h5py.File(path, "r") as file:
+        return tuple(int(size) for size in file["layer/0/shape"][()])
+
+
+def _write_net(path: Path, features: tuple[int, ...], layers: list[NetLayer]) -> None:
+    with h5py.File(path, "w") as file:
+        _put(file, 0, "input", {"shape": np.array(features)})
+        index = 1
+        for layer in layers:
+            if layer.flattened:
+                _put(file, index, "flatten", {})
+                index += 1
+            fields = {"shape": np.array(layer.shape), "weight": layer.weight.astype(np.int32)}
+            fields |= {key: np.array(value) for key, value in layer.settings.items()}
+            if layer.bias is not None:
+                fields["bias"] = layer.bias.astype(np.int32)
+            group = _put(file, index, layer.kind, fields)
+            group["neuron/type"] = np.bytes_("CUBA")
+            for key, value in layer.neuron_fields.items():
+                group[f"neuron/{key}"] = value
+            group["neuron/refDelay"] = 1
+            group["neuron/gradedSpike"] = False
+            index += 1
+
+
+def _put(file: h5py.File, index: int, kind: str, fields: dict[str, np.ndarray]) -> h5py.Group:
+    group = file.create_group(f"layer/{index}")
+    group.create_dataset("type", (1,), "S10", [kind.encode("ascii")])
+    for key, value in fields.items():
+        group[key] = value
+    return group
+
+
+def _check_written(path: Path, graph: SpikingGraph, layers: list[NetLayer]) -> None:
+    """Read the file back and hold it against the layers; raises `UnsupportedNodeError` if anything is different."""
+    found = next(_differences(path, layers), "")
+    if found:
+        raise UnsupportedNodeError(f"graph: the file states otherwise: {found}")
+    if net_layers_of_file(path, graph.dt) != [layer.neuron_fields for layer in layers]:
+        raise UnsupportedNodeError("graph: the file read back has other neurons")
+
+
+def net_layers_of_file(path: Path, dt: float) -> list[dict[str, int]]:
+    """Neuron fields of every layer of a file, read as a graph and lowered again."""
+    return [layer.neuron_fields for layer in net_layers(read_net(path, dt=dt))]
+
+
+def _differences(path: Path, layers: list[NetLayer]) -> Iterator[str]:
+    """Yield what the layers of a file state otherwise than ``layers``."""
+    with h5py.File(path, "r") as file:
+        groups = [file[f"layer/{index}"] for index in range(len(file["layer"]))]
+        groups = [group for group in groups if group["type"][0].decode() not in ("input", "flatten")]
+        if len(groups) != len(layers):
+            yield f"the file has {len(groups)} layers with weights, the graph {len(layers)}"
+            return
+        for layer, group in zip(layers, groups, strict=True):
+            expected = {"weight": layer.weight, **layer.settings, "bias": layer.bias}
+            expected |= {f"neuron/{key}": value for key, value in layer.neuron_fields.items()}
+            for key, value in expected.items():
+                if value is None:
+                    if key in group:
+                        yield f"{layer.neuron}: {key} is in the file, the graph has none"
+                    continue
+                if key not in group:
+                    yield f"{layer.neuron}: {key} is missing in the file"
+                    continue
+                wanted, found = np.asarray(value, dtype=np.float64), np.asarray(group[key][()], dtype=np.float64)
+                if wanted.shape != found.shape:
+                    yield f"{layer.neuron}: {key} has shape {found.shape} in the file, {wanted.shape} in the graph"
+                elif not np.array_equal(wanted, found):
+                    index = tuple(int(axis) for axis in np.argwhere(wanted != found)[0])
+                    at = list(index) if index else ""
+                    yield f"{layer.neuron}: {key}{at} is {found[index]:g} in the file, {wanted[index]:g} in the graph"

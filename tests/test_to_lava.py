@@ -1,0 +1,570 @@
+"""Fixed-point graphs as lava-dl's .net files: the layout, what is refused, and the real Lava cell for cell."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import slamp
+from exporters import net_layers as lowering
+from exporters.environments import run_child
+from exporters.net_layers import loaded_by_netx, net_layers
+from exporters.to_lava import LavaExporter, reread
+from exporters.witness_lava import environment_python
+from slamp.errors import (
+    ArtifactError,
+    MissingDependencyError,
+    RasterError,
+    RunFileError,
+    UnsupportedNodeError,
+    WitnessError,
+)
+from slamp.graph import SpikingGraph
+from slamp.nodes import (
+    IF,
+    LI,
+    LIF,
+    NEURON,
+    Affine,
+    Conv1d,
+    Conv2d,
+    CubaLI,
+    CubaLIF,
+    Delay,
+    Flatten,
+    Input,
+    Node,
+    Output,
+    SumPool2d,
+    frozen_array,
+    uniform,
+)
+from slamp.raster import SpikeRaster
+from test_fixed_point import DT, chain, cuba, linear, ones
+from test_lava import fake_environment
+
+needs_lava = pytest.mark.skipif(environment_python() is None, reason="Lava's environment is not installed")
+
+
+def weights(rng: np.random.Generator, *shape: int, low: int = -60, high: int = 90) -> np.ndarray:
+    return frozen_array(rng.integers(low, high, shape).astype(np.float32))
+
+
+def conv(weight: np.ndarray, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Conv2d:
+    return Conv2d(weight, None, (stride, stride), (padding, padding), (dilation, dilation), groups)
+
+
+def dense() -> SpikingGraph:
+    rng = np.random.default_rng(0)
+    first, second = cuba((12,), du=1000, dv=400, vth=250), cuba((6,), du=3000, dv=200, vth=150)
+    return chain(linear(weights(rng, 12, 20)), first, linear(weights(rng, 6, 12)), second, features=(20,))
+
+
+def convolution() -> SpikingGraph:
+    rng = np.random.default_rng(1)
+    first = Conv2d(weights(rng, 4, 1, 3, 2), None, (2, 1), (1, 0), (1, 2), 2)
+    shape = chain(first, features=(2, 8, 6)).shapes["n0"]
+    second = conv(weights(rng, 3, 4, 2, 2))
+    end = chain(first, second, features=(2, 8, 6)).shapes["n1"]
+    nodes = (first, cuba(shape, du=2000, dv=500, vth=60), second, cuba(end, du=2000, dv=300, vth=150))
+    return chain(*nodes, Flatten(0, 2), features=(2, 8, 6))
+
+
+def pooled() -> SpikingGraph:
+    """Pools before a padded convolution and before a linear layer; IF neurons at the end."""
+    rng = np.random.default_rng(2)
+    lif = LIF(uniform(0.25, (3, 8, 8)), uniform(0, (3, 8, 8)), uniform(6400, (3, 8, 8)), uniform(0, (3, 8, 8)))
+    fire = IF(uniform(64 * 300, (5,)), uniform(0, (5,)))
+    return chain(
+        conv(weights(rng, 3, 2, 3, 3), padding=1),
+        lif,
+        SumPool2d((2, 2), (2, 2)),
+        conv(weights(rng, 4, 3, 3, 3), padding=1),
+        cuba((4, 4, 4), du=1500, dv=300, vth=300),
+        SumPool2d((2, 2), (2, 2)),
+        Flatten(0, 2),
+        linear(weights(rng, 5, 16)),
+        fire,
+        features=(2, 8, 8),
+    )
+
+
+def as_matrices() -> SpikingGraph:
+    """Convolutions that netx has no layer for: overlapping pools with padding, padding "same", one axis, behind it."""
+    rng = np.random.default_rng(3)
+    same = Conv2d(weights(rng, 2, 3, 3, 3), None, (1, 1), "same", (1, 1), 1)
+    return chain(
+        SumPool2d((3, 3), (2, 2)),
+        conv(weights(rng, 3, 1, 3, 3, low=-10, high=14), padding=1),
+        cuba((3, 4, 4), du=2000, dv=300, vth=60),
+        same,
+        cuba((2, 4, 4), du=2000, dv=300, vth=60),
+        Flatten(1, 2),
+        Conv1d(weights(rng, 2, 2, 3), None, (2,), (1,), (1,), 1),
+        cuba((2, 8), du=2000, dv=300, vth=60),
+        Flatten(0, 1),
+        linear(weights(rng, 4, 16)),
+        cuba((4,), du=2000, dv=300, vth=60),
+        features=(1, 9, 9),
+    )
+
+
+def biased() -> SpikingGraph:
+    """Biases per channel, per neuron of a convolution, per neuron of a linear layer; they alone make layers fire."""
+    rng = np.random.default_rng(4)
+
+    def with_bias(shape: tuple[int, ...], bias: np.ndarray) -> CubaLIF:
+        return replace(cuba(shape, du=2500, dv=300, vth=100), v_leak=frozen_array(np.broadcast_to(64 * bias, shape)))
+
+    return chain(
+        conv(weights(rng, 3, 2, 3, 3)),
+        with_bias((3, 4, 3), np.array([[[20.0]], [[-7.0]], [[0.0]]])),
+        conv(weights(rng, 2, 3, 2, 2)),
+        with_bias((2, 3, 2), rng.integers(-30, 60, (2, 3, 2))),
+        Flatten(0, 2),
+        linear(weights(rng, 4, 12)),
+        with_bias((4,), np.array([50.0, -4096, 4095, 3])),
+        features=(2, 6, 5),
+    )
+
+
+def readout() -> SpikingGraph:
+    rng = np.random.default_rng(5)
+    leaky = CubaLI(uniform(0.25, (4,)), uniform(0.125, (4,)), frozen_array(64 * rng.integers(-5, 6, 4)))
+    sparse = weights(rng, 4, 30) * (rng.random((4, 30)) < 0.2)
+    return chain(
+        linear(weights(rng, 30, 10)), cuba((30,), du=999, dv=99, vth=200), linear(sparse), leaky, features=(10,)
+    )
+
+
+ZOO = {graph.__name__: graph for graph in (dense, convolution, pooled, as_matrices, biased, readout)}
+each_graph = pytest.mark.parametrize("name", ZOO)
+
+
+def samples(graph: SpikingGraph, *, steps: int = 25, batch: int = 3, rate: float = 0.3) -> SpikeRaster:
+    rng = np.random.default_rng(9)
+    return SpikeRaster(torch.tensor(rng.random((steps, batch, *graph.shapes[graph.input])) < rate), DT)
+
+
+def edited(path: Path, key: str, index: tuple[int, ...], value: float) -> None:
+    with h5py.File(path, "r+") as file:
+        array = file[key][()]
+        array[index] = value
+        file[key][...] = array
+
+
+# The files
+
+
+@each_graph
+def test_the_file_read_back_computes_the_same(name: str, tmp_path: Path) -> None:
+    graph = ZOO[name]()
+    artifact = LavaExporter().write(graph, tmp_path / "out")
+    result = slamp.verify(artifact, graph, samples(graph), runner=reread, runner_name="reread")
+    assert result.verdict == "identical", result.sentence()
+    assert result.unobserved_layers == ()
+    neurons = sum(int(np.prod(graph.shapes[layer])) for layer in graph.nodes if isinstance(graph.nodes[layer], NEURON))
+    assert result.cells >= 2 * neurons * 25 * 3
+
+
+@each_graph
+def test_a_file_that_was_read_is_written_bit_for_bit(name: str, tmp_path: Path) -> None:
+    exporter = LavaExporter()
+    first = exporter.write(ZOO[name](), tmp_path / "first").file("network")
+    graph = exporter.read(first)
+    second = exporter.write(graph, tmp_path / "second").file("network")
+    assert exporter.read(second).hash == graph.hash
+
+
+def test_the_file_is_laid_out_as_lava_dl_does(tmp_path: Path) -> None:
+    graph = pooled()
+    artifact = LavaExporter().write(graph, tmp_path / "out")
+    assert artifact.latency_steps == 3
+    assert artifact.manifest["roles"] == {
+        "graph": "graph.npz",
+        "network": "network.net",
+        "script": "network.py",
+    }
+    with h5py.File(artifact.file("network")) as file:
+        layers = [file[f"layer/{index}"] for index in range(len(file["layer"]))]
+        assert [layer["type"][0] for layer in layers] == [b"input", b"conv", b"conv", b"flatten", b"dense"]
+        assert all(layer["type"].shape == (1,) and layer["type"].dtype == "S10" for layer in layers)
+        assert layers[0]["shape"][()].tolist() == [2, 8, 8]
+        assert np.array_equal(layers[1]["weight"], graph.weighted["n0"].weight)
+        assert layers[1]["padding"][()].tolist() == [1, 1]
+        neuron = {key: layers[1][f"neuron/{key}"][()] for key in ("type", "iDecay", "vDecay", "vThMant")}
+        assert neuron == {"type": b"CUBA", "iDecay": 4096, "vDecay": 1024, "vThMant": 100}
+        # A pool of 2 x 2 before a 3 x 3 kernel: every weight four times, twice the stride and the padding.
+        assert layers[2]["weight"].shape == (4, 3, 6, 6)
+        assert np.array_equal(layers[2]["weight"][:, :, 1::2, ::2], graph.weighted["n3"].weight)
+        assert layers[2]["stride"][()].tolist() == layers[2]["padding"][()].tolist() == [2, 2]
+        assert layers[4]["weight"].shape == (5, 64)
+        assert np.array_equal(layers[4]["weight"][:, 0], graph.weighted["n7"].weight[:, 0])
+        assert {key: layers[4][f"neuron/{key}"][()] for key in ("iDecay", "vDecay")} == {"iDecay": 4096, "vDecay": 0}
+        assert "bias" not in layers[4]
+
+
+def test_a_readout_has_a_threshold_that_is_never_reached(tmp_path: Path) -> None:
+    artifact = LavaExporter().write(readout(), tmp_path / "out")
+    with h5py.File(artifact.file("network")) as file:
+        assert file["layer/2/neuron/vThMant"][()] == 131072
+
+
+def test_biases_of_a_convolution_stand_as_netx_takes_them(tmp_path: Path) -> None:
+    artifact = LavaExporter().write(biased(), tmp_path / "out")
+    with h5py.File(artifact.file("network")) as file:
+        assert file["layer/1/bias"][()].tolist() == [20, -7, 0]
+        assert file["layer/2/bias"].shape == (2, 3, 2)  # x, y, channels
+        assert file["layer/4/bias"][()].tolist() == [50, -4096, 4095, 3]
+
+
+def test_layers_netx_has_not_become_matrices() -> None:
+    assert [layer.kind for layer in net_layers(as_matrices())] == ["dense"] * 4
+    assert [layer.flattened for layer in net_layers(as_matrices())] == [True, False, False, False]
+    assert [layer.kind for layer in net_layers(pooled())] == ["conv", "conv", "dense"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("window", [2, 3])
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_pools_of_every_kind_are_lowered_exactly(
+    window: int, stride: int, size: int, padding: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(6)
+    nodes = [SumPool2d((window, window), (stride, stride)), conv(weights(rng, 3, 2, 2, 2, low=-9, high=13))]
+    nodes[1] = replace(nodes[1], padding=(padding, padding), stride=(1, 2))
+    shape = chain(*nodes, features=(2, size, size)).shapes["n1"]
+    graph = chain(*nodes, cuba(shape, du=2000, dv=100, vth=30), features=(2, size, size))
+    artifact = LavaExporter().write(graph, tmp_path / "out")
+    assert slamp.verify(artifact, graph, samples(graph, steps=12), runner=reread).verdict == "identical"
+
+
+def test_golden_input_comes_back(tmp_path: Path) -> None:
+    graph = dense()
+    raster = samples(graph)
+    artifact = slamp.export(graph, to="lava", directory=tmp_path / "out", golden=raster)
+    assert bool((LavaExporter().read_golden(artifact).data == raster.data).all())
+    assert slamp.verify_directory(artifact.directory, runner=reread).equivalent
+    artifact.file("golden_input").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="is not what was exported"):
+        LavaExporter().read_golden(artifact)
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(RunFileError, match="golden is int"):
+        LavaExporter(golden=3)  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(RunFileError, match="time_limit_s is 0"):
+        LavaExporter(time_limit_s=0)
+
+
+# What is refused
+
+
+def one_layer(weight: object, neuron: Node | None = None) -> SpikingGraph:
+    array = np.asarray(weight, dtype=np.float32)
+    return chain(linear(array), neuron or cuba((len(array),)), features=(array.shape[1],))
+
+
+def per_neuron(**changes: np.ndarray) -> CubaLIF:
+    return replace(cuba((2,)), **{key: frozen_array(value) for key, value in changes.items()})
+
+
+def skipping() -> SpikingGraph:
+    nodes: dict[str, Node] = {
+        "input": Input((1,)),
+        "a": linear([[1.0]]),
+        "skip": linear([[1.0]]),
+        "n": cuba((1,)),
+        "output": Output((1,)),
+    }
+    edges = (("input", "a"), ("input", "skip"), ("a", "n"), ("skip", "n"), ("n", "output"))
+    return SpikingGraph(nodes, edges, DT, slamp.FixedPoint())
+
+
+UNIT = np.ones((2, 2))
+PIXEL = frozen_array(np.ones((1, 1, 1, 1)))
+REFUSED = {
+    "float": (chain(linear([[1.0]]), cuba((1,)), features=(1,), arithmetic=slamp.Float32()), "quantize it first"),
+    "decays": (one_layer(UNIT, per_neuron(decay_mem=np.array([0.5, 0.25]))), r"n1: decay_mem runs from 0\.25 to 0\.5"),
+    "thresholds": (one_layer(UNIT, per_neuron(v_threshold=np.array([64.0, 0]))), "n1: v_threshold runs from 0 to 64"),
+    "bias in the current": (
+        chain(Affine(frozen_array(UNIT), frozen_array(np.array([0.0, 3]))), cuba((2,)), features=(2,)),
+        "n0: has a bias in the current of n1, an input line that is always on",
+    ),
+    "fine bias": (one_layer(UNIT, per_neuron(v_leak=np.array([0.0, 96]))), r"n1: v_leak\[1\] is 96"),
+    "large bias": (one_layer(UNIT, per_neuron(v_leak=np.array([0.0, 64 * 4096]))), r"v_leak\[1\] is 262144.*64 times"),
+    "fractions": (one_layer([[0.5, 1.0]]), r"n0: weight\[0, 0\] is 0\.5; a \.net file holds whole numbers"),
+    "large weights": (one_layer([[1024.0, 8.0]]), "n0: weights run from 8 to 1024; netx clips"),
+    "all zero": (one_layer([[0.0, 0.0]]), "n0: all weights are zero, on which netx crashes"),
+    "power of two": (one_layer([[-8.0, -3.0]]), r"n0: netx loads weight\[0, 0\] as -7.* instead of -8"),
+    "odd beyond 127": (one_layer([[0.0, -129.0]]), r"n0: netx loads weight\[0, 1\] as -?0 instead of -129"),
+    "power of two and zero": (one_layer([[0.0, -1.0]]), r"n0: netx loads weight\[0, 1\] as -0\.5"),
+    "skip": (skipping(), "input: the network branches here"),
+    "delay": (
+        chain(Delay(uniform(1.0, (1,))), linear([[1.0]]), cuba((1,)), features=(1,)),
+        "n0: Delay is not written",
+    ),
+    "no neurons between": (
+        chain(linear([[1.0]]), linear([[1.0]]), cuba((1,)), features=(1,)),
+        "n1: follows n0 without neurons between",
+    ),
+    "no weights": (chain(linear([[1.0]]), cuba((1,)), cuba((1,)), features=(1,)), "n2: has no weights of its own"),
+    "no neurons": (chain(linear([[1.0]]), features=(1,)), "n0: no neurons follow it"),
+    "pool at the end": (
+        chain(conv(PIXEL), cuba((1, 2, 2)), SumPool2d((2, 2), (2, 2)), features=(1, 2, 2)),
+        "n2: no neurons follow it",
+    ),
+    "pool behind weights": (
+        chain(conv(PIXEL), SumPool2d((2, 2), (2, 2)), cuba((1, 1, 1)), features=(1, 2, 2)),
+        "n1: SumPool2d between weights and neurons",
+    ),
+    "readout in the middle": (
+        chain(linear([[1.0]]), LI(uniform(0.5, (1,)), uniform(0, (1,))), linear([[1.0]]), cuba((1,)), features=(1,)),
+        "n1: is a readout, and n2 follows",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_net_file_cannot_hold_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
+    graph, message = REFUSED[name]
+    with pytest.raises(UnsupportedNodeError, match=message):
+        LavaExporter().write(graph, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pools_that_overlap_may_need_more_than_eight_bits(tmp_path: Path) -> None:
+    weight = frozen_array(np.array([[[[-100.0, 101.0], [99.0, 101.0]]]]))
+    graph = chain(SumPool2d((2, 2), (1, 1)), conv(weight), cuba((1, 2, 2)), features=(1, 4, 4))
+    with pytest.raises(UnsupportedNodeError, match=r"n1: with the pools before it its weights run .* 8 bits"):
+        LavaExporter().write(graph, tmp_path / "out")
+
+
+def test_a_matrix_too_large_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lowering, "DENSE_LIMIT", 1000)
+    with pytest.raises(UnsupportedNodeError, match="n1: with its pools a matrix of 48 x 81, too large to write"):
+        LavaExporter().write(as_matrices(), tmp_path / "out")
+
+
+@needs_lava
+def test_what_netx_makes_of_weights_is_restated_exactly(tmp_path: Path) -> None:
+    """Random matrices of every sign mode, through netx's and Lava's own functions."""
+    rng = np.random.default_rng(7)
+    matrices = []
+    for _ in range(600):
+        low, high = [(-128, 128), (0, 256), (-256, 0), (-9, 1), (-4, 3), (0, 3)][rng.integers(6)]
+        matrix = rng.integers(low, high, (3, 4)) * rng.choice([1, 2, 4]) * (rng.random((3, 4)) < 0.7)
+        matrices.append(np.clip(matrix, -256, 254 if matrix.min() < 0 else 255))
+    matrices = [matrix for matrix in matrices if matrix.any()]
+    code = """
+import sys, numpy as np
+from lava.lib.dl.netx.utils import optimize_weight_bits
+from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
+found = []
+for weight in np.load(sys.argv[1]):
+    held, bits, exponent, _ = optimize_weight_bits(weight)
+    mode = determine_sign_mode(held)
+    found.append(truncate_weights(clip_weights(held, mode, num_bits=8), mode, bits) * 2.0 ** exponent)
+np.save(sys.argv[2], found)
+"""
+    np.save(tmp_path / "in.npy", matrices)
+    run_child([str(environment_python()), "-I", "-c", code, str(tmp_path / "in.npy"), str(tmp_path / "out.npy")], 120)
+    theirs = np.load(tmp_path / "out.npy")
+    assert np.array_equal(theirs, [loaded_by_netx(matrix) for matrix in matrices])
+    changed = (theirs != np.array(matrices)).any(axis=(1, 2))
+    assert 0 < changed.sum() < len(matrices) / 2
+
+
+# The real Lava
+
+
+@needs_lava
+@pytest.mark.slow
+@each_graph
+def test_netx_on_lavas_runtime_equals_the_graph_in_every_cell(name: str, tmp_path: Path) -> None:
+    graph = ZOO[name]()
+    artifact = LavaExporter().write(graph, tmp_path / "out")
+    result = slamp.verify(artifact, graph, samples(graph))
+    assert result.verdict == "identical", result.sentence()
+    assert result.unobserved_layers == ()
+    assert all(0.01 < rate < 0.99 for rate in result.rates.values())
+    assert result.cells > 2 * 25 * 3 * sum(int(np.prod(graph.shapes[layer])) for layer in graph.spiking)
+
+
+@needs_lava
+@pytest.mark.slow
+def test_graded_input_equals_lava(tmp_path: Path) -> None:
+    graph = dense()
+    values = np.random.default_rng(8).integers(-3, 4, (20, 2, 20)).astype(np.float32)
+    raster = SpikeRaster(torch.tensor(values), DT, kind="analog")
+    artifact = LavaExporter(golden=raster).write(graph, tmp_path / "out")
+    assert LavaExporter().read_golden(artifact).kind == "analog"
+    assert slamp.verify_directory(artifact.directory).verdict == "identical"
+
+
+@needs_lava
+@pytest.mark.slow
+def test_an_edited_weight_is_found_in_lava(tmp_path: Path) -> None:
+    graph = dense()
+    artifact = LavaExporter().write(graph, tmp_path / "out")
+    weight = graph.weighted["n2"].weight[4, 7]
+    edited(artifact.file("network"), "layer/2/weight", (4, 7), weight + 40)
+    result = slamp.verify(artifact, graph, samples(graph))
+    assert result.verdict == "different"
+    assert result.altered_files == ("network.net",)
+    assert f"n3: weight[4, 7] is {weight + 40:g} in the file, {weight:g} in the graph" in result.sentence()
+    first = result.first_difference
+    assert first is not None
+    assert (first.layer, first.neuron, first.quantity) == ("n3", (4,), "u")
+    assert float(first.found) - float(first.expected) == 64 * 40
+
+
+@needs_lava
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["biased", "readout"])
+def test_the_script_builds_the_same_network(name: str, tmp_path: Path) -> None:
+    graph = ZOO[name]()
+    artifact = LavaExporter().write(graph, tmp_path / "out")
+    assert ("synapses2 = sparse(" in artifact.file("script").read_text()) == (name == "readout")
+    raster = samples(graph, batch=1)
+    np.save(tmp_path / "in.npy", raster.numpy()[:, 0])
+    command = [str(environment_python()), str(artifact.file("script")), str(tmp_path / "in.npy")]
+    run_child([*command, str(tmp_path / "found.npy")], 120)
+    expected = slamp.simulate(graph, raster).output.data[:, 0].numpy()
+    assert expected.any()
+    assert np.array_equal(np.load(tmp_path / "found.npy"), expected)
+
+
+# Lava absent, hanging, crashing, killed
+
+
+def test_without_lava_the_installer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    artifact = LavaExporter().write(dense(), tmp_path / "out")
+    monkeypatch.setenv("SLAMP_WITNESS_HOME", str(tmp_path / "none"))
+    with pytest.raises(MissingDependencyError, match="slamp lava install"):
+        slamp.verify(artifact, dense(), samples(dense()))
+    assert slamp.verify(artifact, dense(), samples(dense()), runner=reread).equivalent
+
+
+def test_a_raster_of_another_network_is_refused(tmp_path: Path) -> None:
+    artifact = LavaExporter().write(dense(), tmp_path / "out")
+    with pytest.raises(RasterError, match=r"features \(3,\); the artifact's network takes \(20,\)"):
+        LavaExporter().replay(artifact, ones(9, 3))
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo no such luck >&2; exit 3", "ended with code 3: no such luck"),
+        ("echo half way; kill -KILL $$", "was ended by SIGKILL; it said: half way"),
+        ("echo started; sleep 60", "not done after 3 s.*it said: started"),
+        ("echo nothing", "Lava ended without a result: nothing"),
+    ],
+    ids=["crash", "killed", "hang", "silence"],
+)
+def test_lavas_troubles_are_told(script: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    artifact = LavaExporter().write(dense(), tmp_path / "out")
+    fake_environment(tmp_path / "home", script)
+    monkeypatch.setenv("SLAMP_WITNESS_HOME", str(tmp_path / "home"))
+    limit = 3.0 if "sleep" in script else 60.0
+    with pytest.raises(WitnessError, match=message):
+        LavaExporter(time_limit_s=limit).replay(artifact, samples(dense()))
+
+
+def processes_of(marker: str) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+        except OSError:
+            continue
+        if marker.encode() in words and int(path.parent.name) != os.getpid():
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_orphans_of_a_child_end_with_it(tmp_path: Path) -> None:
+    marker = f"slamp-orphan-{os.getpid()}"
+    run_child(["bash", "-c", f"(exec -a {marker} sleep 60) & exit 0"], 30)
+    assert processes_of(marker) == []
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+def mapped_by(pids: list[int]) -> set[str]:
+    found = set()
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        except OSError:
+            continue
+        found |= {line.rsplit("/", 1)[1] for line in lines if "/dev/shm/psm_" in line}
+    return found
+
+
+@needs_lava
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["time limit", "runner killed", "one process killed", "slamp killed"])
+def test_lava_leaves_no_process_and_no_shared_memory(way: str, tmp_path: Path) -> None:
+    """A long run in the real Lava is ended half way; the name of its file tells its processes apart."""
+    graph = dense()
+    artifact = LavaExporter().write(graph, tmp_path / "out")
+    limit = 25 if way == "time limit" else 60
+    code = f"""
+import torch
+from exporters.to_lava import LavaExporter
+from slamp.manifest import open_artifact
+from slamp.raster import SpikeRaster
+raster = SpikeRaster(torch.zeros(200000, 1, 20, dtype=torch.bool), 1e-3)
+LavaExporter(time_limit_s={limit}).replay(open_artifact("{artifact.directory}"), raster)
+"""
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    marker = str(artifact.file("network"))
+    with (
+        (tmp_path / "said").open("wb") as said,
+        subprocess.Popen([sys.executable, str(program)], stderr=said) as slamp_,
+    ):
+        try:
+            wait_until(lambda: len(processes_of(marker)) >= 9 and len(mapped_by(processes_of(marker))) >= 8, 60)
+            lavas = processes_of(marker)
+            segments = mapped_by(lavas)
+            if way == "runner killed":
+                os.kill(min(lavas), signal.SIGKILL)
+            elif way == "one process killed":
+                os.kill(max(lavas), signal.SIGKILL)
+            elif way == "slamp killed":
+                slamp_.kill()
+            slamp_.wait(90)
+        finally:
+            slamp_.kill()
+    assert segments != set()
+    wait_until(lambda: not processes_of(marker), 15)
+    wait_until(lambda: not segments & shared_memory(), 5)
+    if way != "slamp killed":
+        found = (tmp_path / "said").read_text()
+        assert "WitnessError" in found
+        assert {"time limit": "not done after 25 s", "runner killed": "was ended by SIGKILL"}.get(
+            way, "a process of Lava ended with code -9"
+        ) in found
+
+
+def wait_until(reached: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

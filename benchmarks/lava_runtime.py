@@ -8,11 +8,17 @@ forking, the first step) and ``spikes`` of the last layer, (time, *neurons), in 
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+if sys.version_info >= (3, 11):  # not the Python that Lava is made for
+    runpy.run_path(str(Path(__file__).parents[1] / "exporters" / "lava_shim.py"))
+
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
 from lava.proc.conv.process import Conv

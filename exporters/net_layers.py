@@ -2,18 +2,21 @@
 
 A ``.net`` file is a chain of layers with weights and neurons (`lava.lib.dl.netx.hdf5` of lava-dl 0.6.0). Sum pools are
 lowered exactly into the weights behind them: one convolution where that is exact, else a matrix, as are convolutions
-that netx has no layer for (one axis, padding "same"). netx rewrites weights as it loads a file; what it makes of them
-is computed here by the same rules, and a layer it would change is refused.
+that netx has no layer for (one axis, padding "same") or has without delays. A bias of an input current becomes weights
+of lines that are always on (`exporters.net_lines`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from slamp.arithmetic import BIAS_MANTISSA, DECAY_ONE, SHIFT, FixedPoint, weight_format
+from exporters.net_format import NEVER_FIRES, NetLayer, check_loaded
+from exporters.net_lines import with_lines
+from exporters.net_wiring import NetStretch, net_stretches, total_delay
+from slamp.arithmetic import BIAS_MANTISSA, DECAY_ONE, MAX_DELAY, SHIFT, FixedPoint
 from slamp.errors import UnsupportedNodeError
 from slamp.fixed_dynamics import fixed_function
 from slamp.graph import SpikingGraph
@@ -21,48 +24,21 @@ from slamp.nodes import (
     IF,
     NEURON,
     READOUT,
-    WEIGHTED,
+    Affine,
+    Conv1d,
     Conv2d,
     CubaLI,
     CubaLIF,
-    Flatten,
+    Delay,
     Linear,
     Neuron,
-    Output,
+    Node,
     Shape,
     SumPool2d,
     frozen_array,
 )
 
-NEVER_FIRES = 131072
 DENSE_LIMIT = 1 << 26  # entries of a matrix made of pools and convolutions
-
-
-@dataclass(frozen=True, eq=False)
-class NetLayer:
-    """One layer with weights and neurons.
-
-    Attributes:
-        neuron: Name of the graph's neuron node.
-        weights: Name of the graph's weighted node.
-        kind: "dense" or "conv".
-        weight: Whole numbers, (out, in) or (out, in / groups, y, x).
-        shape: Of the neurons, torch order.
-        neuron_fields: iDecay, vDecay, vThMant.
-        bias: In units of 64, (neurons,), (channels,), or (x, y, channels) as netx takes it; None without.
-        settings: stride, padding, dilation (y, x) and groups of a convolution.
-        flattened: True if a flatten layer stands before it.
-    """
-
-    neuron: str
-    weights: str
-    kind: str
-    weight: np.ndarray
-    shape: Shape
-    neuron_fields: dict[str, int]
-    bias: np.ndarray | None
-    settings: dict[str, tuple[int, ...] | int] = field(default_factory=dict)
-    flattened: bool = False
 
 
 def net_layers(graph: SpikingGraph) -> list[NetLayer]:
@@ -74,67 +50,39 @@ def net_layers(graph: SpikingGraph) -> list[NetLayer]:
     if not isinstance(graph.arithmetic, FixedPoint):
         raise UnsupportedNodeError("graph: is in float32; a .net file holds integers, so quantize it first")
     layers: list[NetLayer] = []
-    waiting: list[str] = []  # pools and Flattens since the last neurons
-    weighted = ""
-    reached = graph.input
-    for name in _chain(graph):
-        node = graph.nodes[name]
-        if isinstance(node, WEIGHTED):
-            if weighted:
-                raise UnsupportedNodeError(f"{name}: follows {weighted} without neurons between; put neurons there")
-            weighted = name
-        elif isinstance(node, (SumPool2d, Flatten)):
-            if weighted:
-                raise UnsupportedNodeError(f"{name}: {type(node).__name__} between weights and neurons; move it behind")
-            waiting.append(name)
-        elif isinstance(node, NEURON):
-            if not weighted:
-                raise UnsupportedNodeError(f"{name}: has no weights of its own before it; put a linear layer there")
-            flat = bool(layers) and layers[-1].kind == "dense"
-            layers.append(_layer(graph, reached, waiting, weighted, name, flat=flat))
-            reached, waiting, weighted = name, [], ""
-        else:
-            raise UnsupportedNodeError(f"{name}: {type(node).__name__} is not written to .net files; remove it")
-    if weighted or any(isinstance(graph.nodes[name], SumPool2d) for name in waiting):
-        raise UnsupportedNodeError(f"{weighted or waiting[0]}: no neurons follow it; a .net layer ends in neurons")
+    for stretch in net_stretches(graph):
+        flat = bool(layers) and layers[-1].kind == "dense"
+        layers.append(_layer(graph, stretch, flat=flat))
+    layers = with_lines(graph.shapes[graph.input], layers)
     for layer in layers:
         check_loaded(layer)
+    _check_quiet_start(layers)
     return layers
 
 
-def _chain(graph: SpikingGraph) -> list[str]:
-    name, names = graph.input, []
-    while not isinstance(graph.nodes[name], Output):
-        targets = graph.targets(name)
-        if len(targets) != 1 or len(graph.sources(targets[0])) != 1:
-            raise UnsupportedNodeError(f"{name}: the network branches here; a .net file is a chain of layers")
-        (name,) = targets
-        names.append(name)
-    return names[:-1]
-
-
-def _layer(graph: SpikingGraph, source: str, waiting: list[str], weighted: str, neuron: str, *, flat: bool) -> NetLayer:
+def _layer(graph: SpikingGraph, stretch: NetStretch, *, flat: bool) -> NetLayer:
     """Return the layer between two layers of neurons; ``flat`` says that the file has the first of them flattened."""
+    neuron, weighted, source = stretch.neuron, stretch.weighted, stretch.source
     node, target = graph.weighted[weighted], graph.nodes[neuron]
     assert isinstance(target, NEURON)
-    if not isinstance(node, Linear) and node.bias is not None and bool(node.bias.any()):
-        raise UnsupportedNodeError(
-            f"{weighted}: has a bias in the current of {neuron}, an input line that is always on, which .net files "
-            "lack; use bias=False before LIFCell"
-        )
-    if bool((node.weight % 1 != 0).any()):
-        index = tuple(int(axis) for axis in np.argwhere(node.weight % 1 != 0)[0])
-        raise UnsupportedNodeError(
-            f"{weighted}: weight{list(index)} is {node.weight[index]:g}; a .net file holds whole numbers"
-        )
+    for name in (weighted, *(name for way in stretch.beside for name in way)):
+        if name in graph.weighted:
+            _check_whole(name, graph.weighted[name].weight)
     if isinstance(target, READOUT) and graph.targets(neuron) != (graph.output,):
         raise UnsupportedNodeError(
             f"{neuron}: is a readout, and {graph.targets(neuron)[0]} follows; allowed is the end"
         )
     shape, start = graph.shapes[neuron], graph.shapes[source]
-    pools = [name for name in waiting if isinstance(graph.nodes[name], SumPool2d)]
-    fields = _fields(neuron, target)
-    if isinstance(node, Conv2d) and len(pools) == len(waiting) and not flat:
+    wiring = [name for name in stretch.wiring if not isinstance(graph.nodes[name], Delay)]
+    pools = [name for name in wiring if isinstance(graph.nodes[name], SumPool2d)]
+    late = bool(total_delay(graph, (*stretch.wiring, *stretch.behind)).any()) or bool(stretch.beside)
+    current = None if isinstance(node, Linear) or node.bias is None or not node.bias.any() else node.bias
+    if current is not None and bool(total_delay(graph, stretch.behind).any()):
+        raise UnsupportedNodeError(
+            f"{weighted}: has a bias that {stretch.behind[0]} delays; put the delay before the weights"
+        )
+    plain = NetLayer(neuron, weighted, "dense", node.weight, shape, _fields(neuron, target), None)
+    if isinstance(node, Conv2d) and len(pools) == len(wiring) and not flat and not late:
         found = _pooled_kernel(graph, node, pools, start, shape)
         if found is not None:
             assert not isinstance(found.padding, str)
@@ -144,12 +92,90 @@ def _layer(graph: SpikingGraph, source: str, waiting: list[str], weighted: str, 
                 "dilation": found.dilation,
                 "groups": found.groups,
             }
-            return NetLayer(
-                neuron, weighted, "conv", found.weight, shape, fields, _bias(neuron, target, "conv"), settings
+            return replace(
+                plain,
+                kind="conv",
+                weight=found.weight,
+                bias=_bias(neuron, target, "conv"),
+                current_bias=current,
+                settings=settings,
             )
-    matrix = node.weight if isinstance(node, Linear) and not pools else _matrix(graph, source, [*waiting, weighted])
-    bias = _bias(neuron, target, "dense")
-    return NetLayer(neuron, weighted, "dense", matrix, shape, fields, bias, flattened=len(start) > 1 and not flat)
+    matrix = (
+        node.weight if isinstance(node, (Linear, Affine)) and not pools else _matrix(graph, source, [*wiring, weighted])
+    )
+    matrix, delay = _with_delays(graph, stretch, matrix)
+    recurrent = None
+    if stretch.recurrent:
+        recurrent = graph.weighted[stretch.recurrent].weight
+        _check_whole(stretch.recurrent, recurrent)
+        if delay is not None:
+            raise UnsupportedNodeError(
+                f"{neuron}: has delays and feeds itself back by {stretch.recurrent}; netx drops the weight exponent of "
+                "recurrent layers with delays"
+            )
+    if current is not None:
+        positions = int(np.prod(shape)) // len(current)
+        current = frozen_array(np.repeat(current, positions))
+    return replace(
+        plain,
+        weight=matrix,
+        bias=_bias(neuron, target, "dense"),
+        current_bias=current,
+        flattened=len(start) > 1 and not flat,
+        delay=delay,
+        recurrent=recurrent,
+    )
+
+
+def _check_whole(name: str, weight: np.ndarray) -> None:
+    if bool((weight % 1 != 0).any()):
+        index = tuple(int(axis) for axis in np.argwhere(weight % 1 != 0)[0])
+        raise UnsupportedNodeError(f"{name}: weight{list(index)} is {weight[index]:g}; a .net file holds whole numbers")
+
+
+def _with_delays(graph: SpikingGraph, stretch: NetStretch, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return weights (out, in) with those of the ways beside, and the steps each synapse waits, None without any."""
+    outputs, inputs = matrix.shape
+    before, behind = total_delay(graph, stretch.wiring), total_delay(graph, stretch.behind)
+    pooled = any(isinstance(graph.nodes[name], SumPool2d) for name in stretch.wiring)
+    if before.size > 1 and (before.size != inputs or pooled):
+        raise UnsupportedNodeError(
+            f"{stretch.weighted}: pools stand between its weights and delays that differ; move the delays behind it"
+        )
+    steps = np.broadcast_to(behind[:, None] + before[None, :], (outputs, inputs))
+    for way in stretch.beside:
+        weighted = next(name for name in way if name in graph.weighted)
+        at = way.index(weighted)
+        before, behind = total_delay(graph, way[:at]), total_delay(graph, way[at:])
+        weight = graph.weighted[weighted].weight
+        later = np.broadcast_to(behind[:, None] + before[None, :], weight.shape)
+        both = (weight != 0) & (matrix != 0) & (later != steps)
+        if bool(both.any()):
+            index = tuple(int(axis) for axis in np.argwhere(both)[0])
+            raise UnsupportedNodeError(
+                f"{weighted}: weight{list(index)} connects the same neurons as {stretch.weighted} {later[index]} steps "
+                f"late, {stretch.weighted} {steps[index]}; a .net file has one synapse for them"
+            )
+        steps = np.where(weight != 0, later, steps)
+        matrix = matrix + weight
+    steps = np.where(matrix != 0, steps, 0)
+    if int(steps.max()) > MAX_DELAY:
+        raise UnsupportedNodeError(
+            f"{stretch.weighted}: a synapse waits {int(steps.max())} steps; allowed are 0 to {MAX_DELAY}"
+        )
+    return frozen_array(matrix), np.ascontiguousarray(steps) if steps.any() else None
+
+
+def _check_quiet_start(layers: list[NetLayer]) -> None:
+    """Refuse spikes that biases cause before a layer starts anew, where delays or recurrence carry them on."""
+    if all(layer.delay is None and layer.recurrent is None for layer in layers):
+        return
+    for depth, layer in enumerate(layers, start=1):
+        if layer.bias is not None and int(layer.bias.max()) * depth > layer.neuron_fields["vThMant"]:
+            raise UnsupportedNodeError(
+                f"{layer.neuron}: its bias alone makes it fire in the {depth} steps before its first input, and delays "
+                "or recurrence carry that on; use smaller biases"
+            )
 
 
 def _pooled_kernel(graph: SpikingGraph, node: Conv2d, pools: list[str], start: Shape, shape: Shape) -> Conv2d | None:
@@ -221,9 +247,19 @@ def _matrix(graph: SpikingGraph, source: str, names: list[str]) -> np.ndarray:
     for start in range(0, inputs, 1024):
         x = torch.eye(inputs)[start : start + 1024].reshape(-1, *shape)
         for name in names:
-            x = fixed_function(graph.nodes[name], 1.0, where=name)(x)
+            x = fixed_function(_without_bias(graph.nodes[name]), 1.0, where=name)(x)
         columns.append(x.flatten(1).to(torch.float64).numpy().T)
     return frozen_array(np.concatenate(columns, axis=1))
+
+
+def _without_bias(node: Node) -> Node:
+    match node:
+        case Affine():
+            return Linear(node.weight)
+        case Conv1d() | Conv2d():
+            return replace(node, bias=None)
+        case _:
+            return node
 
 
 def _fields(name: str, node: Neuron) -> dict[str, int]:
@@ -259,60 +295,3 @@ def _bias(name: str, node: Neuron, kind: str) -> np.ndarray | None:
         same = bool((mantissa == per_channel).all())
         return per_channel.reshape(-1) if same else np.ascontiguousarray(mantissa.transpose(2, 1, 0))
     return mantissa.reshape(-1)
-
-
-def check_loaded(layer: NetLayer) -> None:
-    """Raise `UnsupportedNodeError` if netx would load other weights than those of a layer, or crash."""
-    if weight_format(layer.weight) is None:
-        raise UnsupportedNodeError(
-            f"{layer.weights}: with the pools before it its weights run from {layer.weight.min():g} to "
-            f"{layer.weight.max():g} and need more than 8 bits; use smaller weights, or pools that do not overlap"
-        )
-    if layer.kind == "conv":
-        return  # taken as they are
-    weight = layer.weight.astype(np.int64)
-    low, high = (-256, 254) if weight.min() < 0 < weight.max() else (-256, 255)
-    if weight.min() < low or weight.max() > high:
-        raise UnsupportedNodeError(
-            f"{layer.weights}: weights run from {weight.min()} to {weight.max()}; netx clips them to {low} "
-            f"and {high}; use smaller weight exponents"
-        )
-    if not weight.any():
-        raise UnsupportedNodeError(
-            f"{layer.weights}: all weights are zero, on which netx crashes; keep one, or remove the layer"
-        )
-    loaded = loaded_by_netx(weight)
-    if not np.array_equal(loaded, layer.weight.astype(np.float64)):
-        index = tuple(int(axis) for axis in np.argwhere(loaded != layer.weight)[0])
-        raise UnsupportedNodeError(
-            f"{layer.weights}: netx loads weight{list(index)} as {loaded[index]:g} instead of {weight[index]}, as it "
-            "rescales layers without a positive weight wrongly where the largest magnitude is a power of two, or odd "
-            "weights go beyond 127; change that weight, or keep a positive one"
-        )
-
-
-def loaded_by_netx(weight: np.ndarray) -> np.ndarray:
-    """Return the effective weights of a dense layer after netx and Lava's Dense have scaled, clipped and cut them.
-
-    The rules are those of lava-dl 0.6.0 (`netx/utils.py`, optimize_weight_bits) and lava-nc 0.10.0
-    (`utils/weightutils.py`), restated.
-    """
-    whole = weight.astype(np.int64)
-    largest, least = int(whole.max()), int(whole.min())
-    # netx takes a layer of negative weights and zeros for one of both signs.
-    mixed = int(least < 0 <= largest)
-    if mixed:
-        scale = min(127 / largest if largest > 0 else np.inf, -128 / least)
-    else:
-        scale = 255 / largest if least >= 0 else -256 / least
-    shift = int(np.floor(np.log2(scale))) + mixed
-    zeros = next(bits for bits in range(8, -1, -1) if not (whole % (1 << bits)).any()) - mixed
-    held = whole << shift
-    # Lava's Dense finds the signs anew from the scaled weights; it drops bits of the magnitudes of negative layers.
-    negative, both = bool(held.max() <= 0 and held.min() < 0), bool(held.min() < 0 < held.max())
-    held = np.clip(-held if negative else held, -256 if both else 0, 255)
-    dropped = shift + zeros + int(both)
-    # A shift by less than nothing leaves nothing in NumPy: netx has counted a sign bit that Lava does not.
-    held = (held >> dropped) << dropped if dropped >= 0 else np.zeros_like(held)
-    loaded: np.ndarray = (-held if negative else held) / 2.0**shift
-    return loaded

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from exporters.net_layers import NetLayer
+import numpy as np
+
+from exporters.net_format import NetLayer
+from exporters.net_lines import input_lines
 from slamp.nodes import Shape
 
 SPARSE_BELOW = 0.5  # share of weights left, below which Sparse is built and pruned synapses are absent
@@ -26,7 +29,7 @@ import numpy as np
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
 from lava.proc.conv.process import Conv
-from lava.proc.dense.process import Dense
+from lava.proc.dense.process import DelayDense, Dense
 from lava.proc.io.sink import RingBuffer as Sink
 from lava.proc.io.source import RingBuffer as Source
 from lava.proc.lif.process import LIF, LIFReset
@@ -37,6 +40,7 @@ from scipy.sparse import csr_matrix
 
 NETWORK = Path(__file__).with_name("{network}")
 LATENCY = {latency}
+LINES = {lines}  # inputs beside those of INPUT.npy, which spike in every step: they carry biases of currents
 NEVER_AGAIN = 1 << 30  # steps until a second reset
 
 
@@ -50,14 +54,20 @@ def held(weight):
     return {{"weights": weight, "sign_mode": SignMode.EXCITATORY if weight.min() >= 0 else SignMode.INHIBITORY}}
 
 
-def dense(layer, bits):
+def dense(weight, bits):
     """All synapses, also those of weight 0."""
-    return Dense(num_message_bits=bits, **held(layer["weight"][()]))
+    return Dense(num_message_bits=bits, **held(weight[()]))
 
 
-def sparse(layer, bits):
+def delayed(layer, bits):
+    """All synapses, each with the steps it waits."""
+    delays = layer["delay"][()].astype(int)
+    return DelayDense(delays=delays, max_delay=int(delays.max()), num_message_bits=bits, **held(layer["weight"][()]))
+
+
+def sparse(weight, bits):
     """The synapses that pruning left, and no others."""
-    arguments = held(layer["weight"][()])
+    arguments = held(weight[()])
     arguments["weights"] = csr_matrix(arguments["weights"])
     return Sparse(num_message_bits=bits, **arguments)
 
@@ -97,6 +107,7 @@ def main(input_path, output_path=None):
     inputs = np.load(input_path)
     bits = 0 if inputs.dtype == bool else 24
     steps = len(inputs) + LATENCY
+    inputs = np.concatenate([inputs, np.ones((len(inputs), LINES, *inputs.shape[2:]), inputs.dtype)], axis=1)
     data = np.concatenate([inputs, np.zeros((LATENCY, *inputs.shape[1:]), inputs.dtype)]).astype(np.int32)
     source = Source(data=np.ascontiguousarray({laid_out}))
     with h5py.File(NETWORK, "r") as file:
@@ -148,6 +159,7 @@ def network_script(features: Shape, layers: Sequence[NetLayer], *, network: str,
         "outputs": ", ".join(map(str, last.shape)),
         "what": "the membranes" if readout else "the spikes",
         "latency": len(layers),
+        "lines": input_lines(features, layers),
         "last": len(layers),
         "biased": any(layer.bias is not None for layer in layers),
         "laid_out": "data.T" if spatial else "data.reshape(steps, -1).T",
@@ -160,7 +172,7 @@ def network_script(features: Shape, layers: Sequence[NetLayer], *, network: str,
 
 
 def _layer_lines(features: Shape, layers: Sequence[NetLayer]) -> Iterator[str]:
-    index, shape = 1, features
+    index, shape = 1, (features[0] + input_lines(features, layers), *features[1:])
     for depth, layer in enumerate(layers, start=1):
         index += int(layer.flattened)  # a flatten layer stands before it in the file
         kept = float((layer.weight != 0).mean())
@@ -168,12 +180,21 @@ def _layer_lines(features: Shape, layers: Sequence[NetLayer]) -> Iterator[str]:
         yield f"{pad}# {layer.neuron!r} behind {layer.weights!r}, of whose weights {kept:.1%} are left\n"
         if layer.kind == "conv":
             made = f"conv(layer, {shape[::-1]}, {bits})"
+        elif layer.delay is not None:
+            made = f"delayed(layer, {bits})"
         else:
-            made = f"{'sparse' if kept < SPARSE_BELOW else 'dense'}(layer, {bits})"
+            made = _matrix("weight", layer.weight, bits)
         yield f'{pad}layer = file["layer/{index}"]\n'
         yield f"{pad}synapses{depth} = {made}\n"
+        if layer.recurrent is not None:
+            yield f"{pad}recurrent{depth} = {_matrix('weight_rec', layer.recurrent, '0')}\n"
         yield f"{pad}neurons{depth} = neurons(layer, {_lava_shape(layer)}, {depth})\n"
         index, shape = index + 1, layer.shape
+
+
+def _matrix(key: str, weight: np.ndarray, bits: str) -> str:
+    kind = "sparse" if float((weight != 0).mean()) < SPARSE_BELOW else "dense"
+    return f'{kind}(layer["{key}"], {bits})'
 
 
 def _wiring(layers: Sequence[NetLayer]) -> str:
@@ -183,6 +204,9 @@ def _wiring(layers: Sequence[NetLayer]) -> str:
             order = ".transpose([2, 1, 0]).flatten()" if layer.flattened else ""
             lines.append(f"    neurons{depth - 1}.s_out{order}.connect(synapses{depth}.s_in)\n")
         lines.append(f"    synapses{depth}.a_out.connect(neurons{depth}.a_in)\n")
+        if layer.recurrent is not None:
+            lines.append(f"    neurons{depth}.s_out.connect(recurrent{depth}.s_in)\n")
+            lines.append(f"    recurrent{depth}.a_out.connect(neurons{depth}.a_in)\n")
     return "".join(lines)
 
 

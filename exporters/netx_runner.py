@@ -2,7 +2,8 @@
 
 ``python netx_runner.py NETWORK.net INPUT.npz OUTPUT.npz``. The input file holds ``inputs``, int32 (time, batch,
 *features in torch order), and ``graded``, 0 or 1. Samples follow one another in one run: every layer starts anew
-(LIFReset) at the step in which the first input of a sample reaches it. The output file gets, for every layer k that has
+(LIFReset) at the step in which the first input of a sample reaches it. With delays or recurrence spikes of one sample
+would reach the next, so there each sample is a run of its own. The output file gets, for every layer k that has
 neurons, ``u/k``, ``v/k`` and ``s/k``, (time, batch, *neurons in torch order), aligned with the inputs.
 
 Start a copy of it that lies alone in a directory: Lava's compiler imports every file beside the one that defines a
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 if sys.version_info >= (3, 11):  # not the Python that Lava is made for
@@ -96,6 +98,18 @@ def main(network_path: str, input_path: str, output_path: str) -> None:
     """Run all samples and write the result by rename."""
     with np.load(input_path, allow_pickle=False) as archive:
         inputs, graded = archive["inputs"].astype(np.int32), bool(archive["graded"])
+    with h5py.File(network_path, "r") as file:
+        lasting = any("delay" in layer or "weight_rec" in layer for layer in file["layer"].values())
+    runs = np.split(inputs, inputs.shape[1], axis=1) if lasting else [inputs]
+    found = [_arrays(network_path, run, graded, Path(output_path).parent) for run in runs]
+    arrays: dict[str, Any] = {key: np.concatenate([run[key] for run in found], axis=1) for key in found[0]}
+    with open(f"{output_path}.partial", "wb") as file:
+        np.savez(file, **arrays)
+    os.replace(f"{output_path}.partial", output_path)
+
+
+def _arrays(network_path: str, inputs: Any, graded: bool, scratch: Path) -> dict[str, Any]:
+    """Run samples after one another in one network; return what its layers did."""
     steps, batch, *features = inputs.shape
     network = Network(
         net_config=network_path,
@@ -112,7 +126,7 @@ def main(network_path: str, input_path: str, output_path: str) -> None:
     source = RingBuffer(data=np.ascontiguousarray(data))
     source.s_out.connect(network.inp)
     arrays = {}
-    with tempfile.TemporaryDirectory(dir=Path(output_path).parent) as directory:
+    with tempfile.TemporaryDirectory(dir=scratch) as directory:
         places = [Path(directory) / str(index) for index in range(depth)]
         for layer, place in zip(network.layers, places):  # noqa: B905  # Python 3.10's zip, lengths are equal
             place.mkdir()
@@ -126,9 +140,7 @@ def main(network_path: str, input_path: str, output_path: str) -> None:
                 part = np.load(place / f"{key}.npy")[index + 1 : index + 1 + steps * batch]
                 part = part.transpose(0, 3, 2, 1) if part.ndim == 4 else part
                 arrays[f"{key}/{index}"] = part.reshape(batch, steps, *part.shape[1:]).swapaxes(0, 1)
-    with open(f"{output_path}.partial", "wb") as file:
-        np.savez(file, **arrays)
-    os.replace(f"{output_path}.partial", output_path)
+    return arrays
 
 
 def _run(process: Any, steps: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 
 from exporters.environments import HOME_VARIABLE, run_child, witness_home
-from exporters.net_layers import NetLayer, net_layers
+from exporters.net_format import NetLayer
+from exporters.net_layers import net_layers
+from exporters.net_lines import input_lines
 from exporters.net_script import network_script
 from exporters.read_net import read_net
 from exporters.witness_lava import environment_python
@@ -65,7 +68,9 @@ class LavaExporter:
     def write(self, graph: SpikingGraph, directory: Path) -> Artifact:
         """Write ``network.net``, ``network.py``, and ``golden_input.npz`` if there is a golden raster.
 
-        The script builds and runs the same network from Lava's processes, for a reader to see.
+        The script builds and runs the same network from Lava's processes, for a reader to see. Biases of currents
+        become weights of lines: the input then takes ``input_lines`` (see the manifest's options) more features
+        (channels, if it is spatial), which are to spike in every step; `replay` and the script add them.
 
         Layer k of the network answers k steps later in Lava; the manifest's latency is that of the last layer.
 
@@ -79,7 +84,8 @@ class LavaExporter:
             check_raster(graph, self.golden)
         options = {
             "neurons": [layer.neuron for layer in layers],
-            "shapes": [list(layer.shape) for layer in layers],
+            "shapes": [list(graph.shapes[layer.neuron]) for layer in layers],
+            "input_lines": input_lines(graph.shapes[graph.input], layers),
             "readout": isinstance(graph.nodes[layers[-1].neuron], READOUT),
             "output_shape": list(graph.shapes[graph.output]),
         }
@@ -128,9 +134,7 @@ class LavaExporter:
             WitnessError: Lava refused the file, crashed or ran out of time; the message ends with its own words.
         """
         path = artifact.file("network")
-        features = _features(path)
-        if inputs.features != features:
-            raise RasterError(f"raster: features {inputs.features}; the artifact's network takes {features}; reshape")
+        given_inputs = _with_lines(artifact, inputs)
         python = environment_python()
         if python is None:
             raise MissingDependencyError(
@@ -139,7 +143,7 @@ class LavaExporter:
             )
         with tempfile.TemporaryDirectory(prefix="slamp-lava-") as directory:
             given, result = Path(directory) / "input.npz", Path(directory) / "output.npz"
-            np.savez(given, inputs=inputs.numpy().astype(np.int32), graded=np.int64(not inputs.is_spikes))
+            np.savez(given, inputs=given_inputs.numpy().astype(np.int32), graded=np.int64(not inputs.is_spikes))
             # alone in its directory, see there
             script = Path(shutil.copy(Path(__file__).with_name("netx_runner.py"), directory))
             (Path(directory) / "shim").mkdir()
@@ -162,9 +166,9 @@ def reread(artifact: Artifact, inputs: SpikeRaster) -> Recording:
     Layers are given at the latency of the last one, as Lava would answer.
     """
     graph = read_net(artifact.file("network"), dt=inputs.dt)
-    run = simulate(graph, inputs, record="all")
+    run = simulate(graph, _with_lines(artifact, inputs), record="all")
     arrays: dict[str, np.ndarray] = {}
-    traces = [run[name] for name in run.traces]
+    traces = [run[name] for name in graph.nodes if name in run.traces]  # in the order of the file
     for k, trace in enumerate(traces):
         assert trace.i is not None
         assert trace.v is not None
@@ -190,19 +194,31 @@ def _recording(artifact: Artifact, arrays: dict[str, np.ndarray], dt: float) -> 
 
 
 def _late(array: np.ndarray, steps: int, shape: list[int]) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array)).reshape(*array.shape[:2], *shape)
+    own = math.prod(shape)  # lines that are always on stand behind them
+    tensor = torch.from_numpy(np.ascontiguousarray(array)).flatten(2)[..., :own].reshape(*array.shape[:2], *shape)
     empty = torch.zeros(min(steps, len(tensor)), *tensor.shape[1:], dtype=tensor.dtype)
     return torch.cat([empty, tensor[: len(tensor) - len(empty)]])
 
 
-def _features(path: Path) -> tuple[int, ...]:
-    with h5py.File(path, "r") as file:
-        return tuple(int(size) for size in file["layer/0/shape"][()])
+def _with_lines(artifact: Artifact, inputs: SpikeRaster) -> SpikeRaster:
+    """Return inputs with the lines the network takes beside them; raises `RasterError` if they do not fit."""
+    with h5py.File(artifact.file("network"), "r") as file:
+        taken = tuple(int(size) for size in file["layer/0/shape"][()])
+    lines = artifact.manifest["options"]["input_lines"]
+    features = (taken[0] - lines, *taken[1:])
+    if inputs.features != features:
+        raise RasterError(f"raster: features {inputs.features}; the artifact's network takes {features}; reshape")
+    if not lines:
+        return inputs
+    data = inputs.data
+    on = torch.ones(*data.shape[:2], lines, *taken[1:], dtype=data.dtype, device=data.device)
+    return SpikeRaster(torch.cat([data, on], dim=2), inputs.dt, kind=inputs.kind)
 
 
 def _write_net(path: Path, features: tuple[int, ...], layers: list[NetLayer]) -> None:
     with h5py.File(path, "w") as file:
-        _put(file, 0, "input", {"shape": np.array(features)})
+        lines = input_lines(features, layers)
+        _put(file, 0, "input", {"shape": np.array((features[0] + lines, *features[1:]))})
         index = 1
         for layer in layers:
             if layer.flattened:
@@ -210,15 +226,20 @@ def _write_net(path: Path, features: tuple[int, ...], layers: list[NetLayer]) ->
                 index += 1
             fields = {"shape": np.array(layer.shape), "weight": layer.weight.astype(np.int32)}
             fields |= {key: np.array(value) for key, value in layer.settings.items()}
-            if layer.bias is not None:
-                fields["bias"] = layer.bias.astype(np.int32)
-            group = _put(file, index, layer.kind, fields)
+            for key, optional in _optional(layer).items():
+                if optional is not None:
+                    fields[key] = optional.astype(np.int32)
+            group = _put(file, index, layer.kind if layer.recurrent is None else "dense_rec", fields)
             group["neuron/type"] = np.bytes_("CUBA")
             for key, value in layer.neuron_fields.items():
                 group[f"neuron/{key}"] = value
             group["neuron/refDelay"] = 1
             group["neuron/gradedSpike"] = False
             index += 1
+
+
+def _optional(layer: NetLayer) -> dict[str, np.ndarray | None]:
+    return {"bias": layer.bias, "delay": layer.delay, "weight_rec": layer.recurrent}
 
 
 def _put(file: h5py.File, index: int, kind: str, fields: dict[str, np.ndarray]) -> h5py.Group:
@@ -252,7 +273,7 @@ def _differences(path: Path, layers: list[NetLayer]) -> Iterator[str]:
             yield f"the file has {len(groups)} layers with weights, the graph {len(layers)}"
             return
         for layer, group in zip(layers, groups, strict=True):
-            expected = {"weight": layer.weight, **layer.settings, "bias": layer.bias}
+            expected = {"weight": layer.weight, **layer.settings, **_optional(layer)}
             expected |= {f"neuron/{key}": value for key, value in layer.neuron_fields.items()}
             for key, value in expected.items():
                 if value is None:

@@ -19,9 +19,11 @@ import torch
 import slamp
 from exporters import net_layers as lowering
 from exporters.environments import run_child
-from exporters.net_layers import loaded_by_netx, net_layers
+from exporters.net_format import loaded_by_netx
+from exporters.net_layers import net_layers
 from exporters.to_lava import LavaExporter, reread
 from exporters.witness_lava import environment_python
+from net_networks import ZOO, as_matrices, biased, conv, dense, fed_back, pooled, readout, samples, steps, weights
 from slamp.errors import (
     ArtifactError,
     MissingDependencyError,
@@ -32,17 +34,12 @@ from slamp.errors import (
 )
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
-    IF,
     LI,
-    LIF,
     NEURON,
     Affine,
-    Conv1d,
     Conv2d,
-    CubaLI,
     CubaLIF,
     Delay,
-    Flatten,
     Input,
     Node,
     Output,
@@ -57,104 +54,7 @@ from test_lava import fake_environment
 needs_lava = pytest.mark.skipif(environment_python() is None, reason="Lava's environment is not installed")
 
 
-def weights(rng: np.random.Generator, *shape: int, low: int = -60, high: int = 90) -> np.ndarray:
-    return frozen_array(rng.integers(low, high, shape).astype(np.float32))
-
-
-def conv(weight: np.ndarray, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Conv2d:
-    return Conv2d(weight, None, (stride, stride), (padding, padding), (dilation, dilation), groups)
-
-
-def dense() -> SpikingGraph:
-    rng = np.random.default_rng(0)
-    first, second = cuba((12,), du=1000, dv=400, vth=250), cuba((6,), du=3000, dv=200, vth=150)
-    return chain(linear(weights(rng, 12, 20)), first, linear(weights(rng, 6, 12)), second, features=(20,))
-
-
-def convolution() -> SpikingGraph:
-    rng = np.random.default_rng(1)
-    first = Conv2d(weights(rng, 4, 1, 3, 2), None, (2, 1), (1, 0), (1, 2), 2)
-    shape = chain(first, features=(2, 8, 6)).shapes["n0"]
-    second = conv(weights(rng, 3, 4, 2, 2))
-    end = chain(first, second, features=(2, 8, 6)).shapes["n1"]
-    nodes = (first, cuba(shape, du=2000, dv=500, vth=60), second, cuba(end, du=2000, dv=300, vth=150))
-    return chain(*nodes, Flatten(0, 2), features=(2, 8, 6))
-
-
-def pooled() -> SpikingGraph:
-    """Pools before a padded convolution and before a linear layer; IF neurons at the end."""
-    rng = np.random.default_rng(2)
-    lif = LIF(uniform(0.25, (3, 8, 8)), uniform(0, (3, 8, 8)), uniform(6400, (3, 8, 8)), uniform(0, (3, 8, 8)))
-    fire = IF(uniform(64 * 300, (5,)), uniform(0, (5,)))
-    return chain(
-        conv(weights(rng, 3, 2, 3, 3), padding=1),
-        lif,
-        SumPool2d((2, 2), (2, 2)),
-        conv(weights(rng, 4, 3, 3, 3), padding=1),
-        cuba((4, 4, 4), du=1500, dv=300, vth=300),
-        SumPool2d((2, 2), (2, 2)),
-        Flatten(0, 2),
-        linear(weights(rng, 5, 16)),
-        fire,
-        features=(2, 8, 8),
-    )
-
-
-def as_matrices() -> SpikingGraph:
-    """Convolutions that netx has no layer for: overlapping pools with padding, padding "same", one axis, behind it."""
-    rng = np.random.default_rng(3)
-    same = Conv2d(weights(rng, 2, 3, 3, 3), None, (1, 1), "same", (1, 1), 1)
-    return chain(
-        SumPool2d((3, 3), (2, 2)),
-        conv(weights(rng, 3, 1, 3, 3, low=-10, high=14), padding=1),
-        cuba((3, 4, 4), du=2000, dv=300, vth=60),
-        same,
-        cuba((2, 4, 4), du=2000, dv=300, vth=60),
-        Flatten(1, 2),
-        Conv1d(weights(rng, 2, 2, 3), None, (2,), (1,), (1,), 1),
-        cuba((2, 8), du=2000, dv=300, vth=60),
-        Flatten(0, 1),
-        linear(weights(rng, 4, 16)),
-        cuba((4,), du=2000, dv=300, vth=60),
-        features=(1, 9, 9),
-    )
-
-
-def biased() -> SpikingGraph:
-    """Biases per channel, per neuron of a convolution, per neuron of a linear layer; they alone make layers fire."""
-    rng = np.random.default_rng(4)
-
-    def with_bias(shape: tuple[int, ...], bias: np.ndarray) -> CubaLIF:
-        return replace(cuba(shape, du=2500, dv=300, vth=100), v_leak=frozen_array(np.broadcast_to(64 * bias, shape)))
-
-    return chain(
-        conv(weights(rng, 3, 2, 3, 3)),
-        with_bias((3, 4, 3), np.array([[[20.0]], [[-7.0]], [[0.0]]])),
-        conv(weights(rng, 2, 3, 2, 2)),
-        with_bias((2, 3, 2), rng.integers(-30, 60, (2, 3, 2))),
-        Flatten(0, 2),
-        linear(weights(rng, 4, 12)),
-        with_bias((4,), np.array([50.0, -4096, 4095, 3])),
-        features=(2, 6, 5),
-    )
-
-
-def readout() -> SpikingGraph:
-    rng = np.random.default_rng(5)
-    leaky = CubaLI(uniform(0.25, (4,)), uniform(0.125, (4,)), frozen_array(64 * rng.integers(-5, 6, 4)))
-    sparse = weights(rng, 4, 30) * (rng.random((4, 30)) < 0.2)
-    return chain(
-        linear(weights(rng, 30, 10)), cuba((30,), du=999, dv=99, vth=200), linear(sparse), leaky, features=(10,)
-    )
-
-
-ZOO = {graph.__name__: graph for graph in (dense, convolution, pooled, as_matrices, biased, readout)}
 each_graph = pytest.mark.parametrize("name", ZOO)
-
-
-def samples(graph: SpikingGraph, *, steps: int = 25, batch: int = 3, rate: float = 0.3) -> SpikeRaster:
-    rng = np.random.default_rng(9)
-    return SpikeRaster(torch.tensor(rng.random((steps, batch, *graph.shapes[graph.input])) < rate), DT)
 
 
 def edited(path: Path, key: str, index: tuple[int, ...], value: float) -> None:
@@ -287,9 +187,24 @@ def skipping() -> SpikingGraph:
         "a": linear([[1.0]]),
         "skip": linear([[1.0]]),
         "n": cuba((1,)),
+        "b": linear([[1.0]]),
+        "m": cuba((1,)),
         "output": Output((1,)),
     }
-    edges = (("input", "a"), ("input", "skip"), ("a", "n"), ("skip", "n"), ("n", "output"))
+    edges = (("input", "a"), ("input", "skip"), ("a", "n"), ("n", "b"), ("b", "m"), ("skip", "m"), ("m", "output"))
+    return SpikingGraph(nodes, edges, DT, slamp.FixedPoint())
+
+
+def twice() -> SpikingGraph:
+    nodes: dict[str, Node] = {
+        "input": Input((1,)),
+        "now": linear([[1.0]]),
+        "wait": steps(1),
+        "late": linear([[2.0]]),
+        "n": cuba((1,)),
+        "output": Output((1,)),
+    }
+    edges = (("input", "now"), ("now", "n"), ("input", "wait"), ("wait", "late"), ("late", "n"), ("n", "output"))
     return SpikingGraph(nodes, edges, DT, slamp.FixedPoint())
 
 
@@ -299,9 +214,23 @@ REFUSED = {
     "float": (chain(linear([[1.0]]), cuba((1,)), features=(1,), arithmetic=slamp.Float32()), "quantize it first"),
     "decays": (one_layer(UNIT, per_neuron(decay_mem=np.array([0.5, 0.25]))), r"n1: decay_mem runs from 0\.25 to 0\.5"),
     "thresholds": (one_layer(UNIT, per_neuron(v_threshold=np.array([64.0, 0]))), "n1: v_threshold runs from 0 to 64"),
-    "bias in the current": (
-        chain(Affine(frozen_array(UNIT), frozen_array(np.array([0.0, 3]))), cuba((2,)), features=(2,)),
-        "n0: has a bias in the current of n1, an input line that is always on",
+    "bias beyond the image": (
+        chain(Conv2d(PIXEL, frozen_array(np.ones(1)), (1, 1), (1, 1), (1, 1), 1), cuba((1, 4, 4)), features=(1, 2, 2)),
+        "n0: has a bias in the current of n1, or passes one on, and no weight of its kernel is inside the image",
+    ),
+    "slow bias": (
+        chain(
+            linear(UNIT),
+            cuba((2,), du=10, vth=900),
+            Affine(frozen_array(UNIT), frozen_array(np.array([0.0, 3]))),
+            cuba((2,)),
+            features=(2,),
+        ),
+        "n1: is to pass on a bias of the current of a later layer, .* 900, add up beyond 24 bits with iDecay 11",
+    ),
+    "late bias": (
+        chain(Affine(frozen_array(UNIT), frozen_array(np.ones(2))), Delay(uniform(1, (2,))), cuba((2,)), features=(2,)),
+        "n0: has a bias that n1 delays",
     ),
     "fine bias": (one_layer(UNIT, per_neuron(v_leak=np.array([0.0, 96]))), r"n1: v_leak\[1\] is 96"),
     "large bias": (one_layer(UNIT, per_neuron(v_leak=np.array([0.0, 64 * 4096]))), r"v_leak\[1\] is 262144.*64 times"),
@@ -312,9 +241,43 @@ REFUSED = {
     "odd beyond 127": (one_layer([[0.0, -129.0]]), r"n0: netx loads weight\[0, 1\] as -?0 instead of -129"),
     "power of two and zero": (one_layer([[0.0, -1.0]]), r"n0: netx loads weight\[0, 1\] as -0\.5"),
     "skip": (skipping(), "input: the network branches here"),
-    "delay": (
-        chain(Delay(uniform(1.0, (1,))), linear([[1.0]]), cuba((1,)), features=(1,)),
-        "n0: Delay is not written",
+    "long delay": (
+        chain(Delay(uniform(60.0, (1,))), linear([[1.0]]), Delay(uniform(3.0, (1,))), cuba((1,)), features=(1,)),
+        "n1: a synapse waits 63 steps; allowed are 0 to 62",
+    ),
+    "delay behind a pool": (
+        chain(
+            SumPool2d((2, 2), (2, 2)),
+            Delay(frozen_array(np.array([[[0.0, 1.0]]]))),
+            conv(PIXEL),
+            cuba((1, 1, 2)),
+            features=(1, 2, 4),
+        ),
+        "n2: pools stand between its weights and delays that differ",
+    ),
+    "delay at the end": (
+        chain(linear([[1.0]]), cuba((1,)), Delay(uniform(1.0, (1,))), features=(1,)),
+        "n2: no neurons follow it",
+    ),
+    "recurrence after two steps": (
+        fed_back(one_layer([[1.0]]), "n1", linear([[1.0]]), late=2.0),
+        "back: Linear feeds n1 back after 2 to 2 steps; a .net file holds Linear without bias and 1 step",
+    ),
+    "recurrence with a bias": (
+        fed_back(one_layer([[1.0]]), "n1", Affine(frozen_array(np.ones((1, 1))), frozen_array(np.ones(1)))),
+        "back: Affine feeds n1 back",
+    ),
+    "recurrence and delays": (
+        fed_back(chain(steps(2), linear([[1.0]]), cuba((1,)), features=(1,)), "n2", linear([[1.0]])),
+        "n2: has delays and feeds itself back by back; netx drops the weight exponent",
+    ),
+    "recurrence and an early bias": (
+        fed_back(one_layer([[1.0]], cuba((1,), vth=5, bias=64 * 6)), "n1", linear([[1.0]])),
+        "n1: its bias alone makes it fire in the 1 steps before its first input",
+    ),
+    "one synapse twice": (
+        twice(),
+        r"late: weight\[0, 0\] connects the same neurons as now 1 steps late, now 0",
     ),
     "no neurons between": (
         chain(linear([[1.0]]), linear([[1.0]]), cuba((1,)), features=(1,)),
@@ -360,7 +323,7 @@ def test_a_matrix_too_large_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @needs_lava
 def test_what_netx_makes_of_weights_is_restated_exactly(tmp_path: Path) -> None:
-    """Random matrices of every sign mode, through netx's and Lava's own functions."""
+    """Random matrices of every sign mode, through netx's and Lava's own functions, whole and as a recurrent layer."""
     rng = np.random.default_rng(7)
     matrices = []
     for _ in range(600):
@@ -375,14 +338,20 @@ from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_w
 found = []
 for weight in np.load(sys.argv[1]):
     held, bits, exponent, _ = optimize_weight_bits(weight)
-    mode = determine_sign_mode(held)
-    found.append(truncate_weights(clip_weights(held, mode, num_bits=8), mode, bits) * 2.0 ** exponent)
-np.save(sys.argv[2], found)
+    for part in (held, held[:, :2], held[:, 2:]):
+        mode = determine_sign_mode(part)
+        found.append(truncate_weights(clip_weights(part, mode, num_bits=8), mode, bits) * 2.0 ** exponent)
+np.savez(sys.argv[2], *found)
 """
     np.save(tmp_path / "in.npy", matrices)
-    run_child([str(environment_python()), "-I", "-c", code, str(tmp_path / "in.npy"), str(tmp_path / "out.npy")], 120)
-    theirs = np.load(tmp_path / "out.npy")
+    run_child([str(environment_python()), "-I", "-c", code, str(tmp_path / "in.npy"), str(tmp_path / "out.npz")], 120)
+    archive = np.load(tmp_path / "out.npz")
+    found = [archive[f"arr_{index}"] for index in range(3 * len(matrices))]
+    theirs = np.array(found[::3])
     assert np.array_equal(theirs, [loaded_by_netx(matrix) for matrix in matrices])
+    for matrix, left, right in zip(matrices, found[1::3], found[2::3], strict=True):
+        assert np.array_equal(left, loaded_by_netx(matrix[:, :2], scaled_with=matrix))
+        assert np.array_equal(right, loaded_by_netx(matrix[:, 2:], scaled_with=matrix))
     changed = (theirs != np.array(matrices)).any(axis=(1, 2))
     assert 0 < changed.sum() < len(matrices) / 2
 
@@ -433,7 +402,7 @@ def test_an_edited_weight_is_found_in_lava(tmp_path: Path) -> None:
 
 @needs_lava
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["biased", "readout"])
+@pytest.mark.parametrize("name", ["biased", "readout", "recurrent", "synapse_delays", "current_biases_of_convolutions"])
 def test_the_script_builds_the_same_network(name: str, tmp_path: Path) -> None:
     graph = ZOO[name]()
     artifact = LavaExporter().write(graph, tmp_path / "out")

@@ -116,6 +116,9 @@ def _layer(graph: SpikingGraph, stretch: NetStretch, *, flat: bool) -> NetLayer:
     if current is not None:
         positions = int(np.prod(shape)) // len(current)
         current = frozen_array(np.repeat(current, positions))
+    back = graph.weighted.get(stretch.recurrent)
+    if isinstance(back, Affine) and back.bias is not None and bool(back.bias.any()):
+        current = frozen_array(back.bias if current is None else current + back.bias)
     return replace(
         plain,
         weight=matrix,

@@ -13,7 +13,7 @@ import numpy as np
 
 from slamp.errors import UnsupportedNodeError
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, WEIGHTED, Delay, Flatten, Input, Linear, Output, SumPool2d
+from slamp.nodes import NEURON, WEIGHTED, Affine, Delay, Flatten, Input, Linear, Output, SumPool2d
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class NetStretch:
         behind: Delays between weights and neurons.
         neuron: Where it ends.
         beside: Further ways from the source to the neurons, each Delays and one `Linear`.
-        recurrent: The `Linear` by which the neurons feed themselves back after one step, "" if they do not.
+        recurrent: The `Linear` or `Affine` by which the neurons feed themselves back after one step, "" if they do not.
     """
 
     source: str
@@ -108,10 +108,10 @@ def _sides(graph: SpikingGraph, neuron: str) -> _Sides:
         )
     for way in back:
         node, late = graph.nodes[_weights(graph, way)], total_delay(graph, way)
-        if not isinstance(node, Linear) or late.tolist() != [1]:
+        if not isinstance(node, (Linear, Affine)) or late.tolist() != [1]:
             raise UnsupportedNodeError(
                 f"{_weights(graph, way)}: {type(node).__name__} feeds {neuron} back after {late.min()} to {late.max()} "
-                "steps; a .net file holds Linear without bias and 1 step"
+                "steps; a .net file holds a linear layer and 1 step"
             )
     beside: tuple[tuple[str, ...], ...] = ()
     plain = all(

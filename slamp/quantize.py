@@ -23,9 +23,10 @@ from slamp.arithmetic import (
     FixedPoint,
     Float32,
 )
+from slamp.driven_layers import DrivenLayer, driven, driven_layer, spikes_of
 from slamp.dynamics import exact_float32
 from slamp.errors import GraphError, ProfileError, UnsupportedNodeError
-from slamp.fixed_dynamics import FixedPointDynamics, fixed_function
+from slamp.fixed_dynamics import FixedPointDynamics
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
     IF,
@@ -33,12 +34,10 @@ from slamp.nodes import (
     LIF,
     NEURON,
     READOUT,
-    WEIGHTED,
     Affine,
     AvgPool2d,
     CubaLI,
     CubaLIF,
-    Flatten,
     Linear,
     Neuron,
     Node,
@@ -47,8 +46,7 @@ from slamp.nodes import (
     frozen_array,
 )
 from slamp.profile import Profile
-from slamp.raster import SpikeRaster
-from slamp.simulate import Trace, simulate
+from slamp.simulate import simulate
 
 PERCENTILES = (99.9, 99.5, 99.0, 98.0)
 FINE_LEVELS = 32
@@ -120,26 +118,17 @@ def quantization(graph: SpikingGraph, profile: Profile, activity: Activity) -> Q
         if isinstance(node, AvgPool2d):
             nodes[name] = SumPool2d(node.kernel_size, node.stride)
         if isinstance(node, NEURON):
-            layer = _layer(graph, name)
-            inputs = {source: _values(graph, source, activity.sample, float_run.traces) for source in layer.sources}
+            layer = driven_layer(graph, name)
+            inputs = {
+                source: spikes_of(graph, source, activity.sample, float_run.traces)
+                for source in set(layer.sources.values())
+            }
             target = float_run[name]
             expected = target.v if target.spikes is None else target.spikes
             assert expected is not None
             integers, layers[name] = _best(graph, layer, inputs, expected, _rates(inputs))
             nodes |= integers
     return Quantization(SpikingGraph(nodes, graph.edges, graph.dt, FixedPoint(), graph.parameters), layers)
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """A layer of neurons and the weights that drive it, in the order of its edges."""
-
-    name: str
-    node: Neuron
-    weighted: Mapping[str, Weighted]  # mean pools before them already folded in
-    sources: Mapping[str, str]  # by source neuron (or input), which weighted node reads it
-    chains: Mapping[str, tuple[str, ...]]  # by weighted node, the pools and Flattens before it, first one first
-    gains: Mapping[str, float]  # by weighted node, what its mean pools multiply
 
 
 def _check(graph: SpikingGraph, profile: Profile, activity: Activity) -> None:
@@ -166,83 +155,13 @@ def _check(graph: SpikingGraph, profile: Profile, activity: Activity) -> None:
         )
 
 
-def _layer(graph: SpikingGraph, name: str) -> _Layer:
-    node = graph.nodes[name]
-    assert isinstance(node, NEURON)
-    _check_neuron(name, node)
-    weighted: dict[str, Weighted] = {}
-    sources: dict[str, str] = {}
-    chains: dict[str, tuple[str, ...]] = {}
-    gains: dict[str, float] = {}
-    for before in graph.sources(name):
-        driver = graph.nodes[before]
-        if not isinstance(driver, WEIGHTED):
-            raise UnsupportedNodeError(
-                f"{before}: {type(driver).__name__} drives {name} without weights; put a linear layer or convolution "
-                "between them"
-            )
-        gain, source = 1.0, _only(graph, before)
-        chain: list[str] = []
-        while isinstance(pool := graph.nodes[source], (AvgPool2d, SumPool2d, Flatten)):
-            if isinstance(pool, AvgPool2d):
-                if pool.padding != (0, 0):
-                    raise UnsupportedNodeError(f"{source}: mean pooling with padding has no integer counterpart")
-                gain /= pool.kernel_size[0] * pool.kernel_size[1]
-            chain.insert(0, source)
-            source = _only(graph, source)
-        if isinstance(graph.nodes[source], (*WEIGHTED, *READOUT)):
-            raise UnsupportedNodeError(
-                f"{source}: {type(graph.nodes[source]).__name__} feeds {before} without spikes; put neurons between"
-            )
-        weighted[before] = driver if gain == 1.0 else replace(driver, weight=frozen_array(driver.weight * gain))
-        sources[source] = before
-        chains[before] = tuple(chain)
-        gains[before] = gain
-    return _Layer(name, node, weighted, sources, chains, gains)
-
-
-def _only(graph: SpikingGraph, name: str) -> str:
-    sources = graph.sources(name)
-    if len(sources) != 1:
-        raise UnsupportedNodeError(
-            f"{name}: adds {' and '.join(sources)} before its weights; give each its own weights"
-        )
-    return sources[0]
-
-
-def _check_neuron(name: str, node: Neuron) -> None:
-    if isinstance(node, READOUT):
-        if bool((node.v_leak != 0).any()):
-            raise UnsupportedNodeError(f"{name}: v_leak is {node.v_leak.flat[0]:g}; a readout on Loihi leaks to 0")
-        return
-    if node.reset != "value":
-        raise UnsupportedNodeError(f"{name}: resets by subtraction, and Loihi resets to 0; train with reset to v_reset")
-    if not isinstance(node, IF) and bool((node.v_leak != node.v_reset).any()):
-        index = tuple(int(axis) for axis in np.argwhere(node.v_leak != node.v_reset)[0])
-        raise UnsupportedNodeError(
-            f"{name}: v_leak{list(index)} is {node.v_leak[index]:g} and v_reset {node.v_reset[index]:g}; Loihi starts "
-            "where it resets to, so the two must be equal"
-        )
-    if not isinstance(node, IF) and bool((node.decay_mem == 0).any()):
-        raise UnsupportedNodeError(f"{name}: decay_mem is 0, so nothing reaches the membrane; use IF neurons")
-
-
-def _values(graph: SpikingGraph, source: str, sample: SpikeRaster, traces: Mapping[str, Trace]) -> torch.Tensor:
-    """Spikes of a neuron layer or the input, float32 (time, batch, *features)."""
-    if source == graph.input:
-        return sample.data.cpu().to(torch.float32)  # spikes, or whole numbers of a graded input
-    spikes = traces[source].spikes
-    assert spikes is not None
-    return spikes.cpu().to(torch.float32)
-
-
 def _rates(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, np.ndarray]:
     return {source: values.mean((0, 1)).numpy() for source, values in inputs.items()}
 
 
 def _best(
     graph: SpikingGraph,
-    layer: _Layer,
+    layer: DrivenLayer,
     inputs: Mapping[str, torch.Tensor],
     expected: torch.Tensor,
     rates: Mapping[str, np.ndarray],
@@ -261,13 +180,13 @@ def _best(
     return best, found
 
 
-def _scales(layer: _Layer, rates: Mapping[str, np.ndarray]) -> Iterator[tuple[float, Mapping[str, float]]]:
+def _scales(layer: DrivenLayer, rates: Mapping[str, np.ndarray]) -> Iterator[tuple[float, Mapping[str, float]]]:
     """Yield candidate scales, each with the range that every weighted node is clipped to, as far as known.
 
     The node whose range is narrowest takes all its 8 bits; the others take an exponent. The threshold fits its 17 bits.
     """
     ranges: dict[str, list[float]] = {}
-    for source, name in layer.sources.items():
+    for name, source in layer.sources.items():
         weight = layer.weighted[name].weight
         if not bool((weight != 0).any()):
             continue
@@ -350,7 +269,7 @@ def _rounded(where: str, values: np.ndarray, scale: float, clip: float) -> np.nd
     return whole
 
 
-def integer_nodes(layer: _Layer, scale: float, clips: Mapping[str, float]) -> dict[str, Node]:
+def integer_nodes(layer: DrivenLayer, scale: float, clips: Mapping[str, float]) -> dict[str, Node]:
     """Return a layer's weighted nodes and neurons on a scale."""
     nodes: dict[str, Node] = {}
     added = np.zeros(())
@@ -359,7 +278,7 @@ def integer_nodes(layer: _Layer, scale: float, clips: Mapping[str, float]) -> di
         whole = frozen_array(_rounded(f"{name}: weight", node.weight, scale, clips.get(name, 0.0)))
         bias = None if isinstance(node, Linear) else node.bias
         kept = None
-        if bias is not None and in_current:
+        if bias is not None and bias.any() and in_current:
             kept = frozen_array(_rounded(f"{name}: bias", bias, scale, float(np.abs(bias).max())))
         if bias is not None and not in_current:
             axes = node.weight.ndim - 2  # of positions, which share the bias of their channel
@@ -412,7 +331,7 @@ def rounded_bias(name: str, added: np.ndarray) -> np.ndarray:
 
 
 def _departure(
-    layer: _Layer,
+    layer: DrivenLayer,
     graph: SpikingGraph,
     nodes: Mapping[str, Node],
     inputs: Mapping[str, torch.Tensor],
@@ -424,7 +343,7 @@ def _departure(
     Of a readout it is the mean distance of the membranes, in units of the largest.
     """
     with exact_float32():
-        drive = sum(_driven(layer, graph, nodes, source, values) for source, values in inputs.items())
+        drive = sum(driven(layer, graph, name, nodes[name], inputs[source]) for name, source in layer.sources.items())
         assert isinstance(drive, torch.Tensor)
         dynamics = FixedPointDynamics(nodes[layer.name], "cpu")  # type: ignore[arg-type]  # the layer's node is a neuron
         run = dynamics.advance(drive, dynamics.initial_state(drive.shape[1]))
@@ -434,19 +353,3 @@ def _departure(
     unit = torch.from_numpy(np.array(layer.node.decay_mem, dtype=np.float64)) / (scale * (1 << SHIFT))
     wanted = expected.cpu().double()
     return float((run.v * unit - wanted).abs().mean() / wanted.abs().max().clamp(min=1e-30))
-
-
-def _driven(
-    layer: _Layer, graph: SpikingGraph, nodes: Mapping[str, Node], source: str, values: torch.Tensor
-) -> torch.Tensor:
-    """Return what one source adds to a layer, (time, batch, *neurons), in whole numbers."""
-    name = layer.sources[source]
-    x, bound = values.flatten(0, 1), float(values.abs().max())
-    for before in layer.chains[name]:
-        node = graph.nodes[before]
-        pool = SumPool2d(node.kernel_size, node.stride) if isinstance(node, AvgPool2d) else node
-        x = fixed_function(pool, bound, where=before)(x)
-        if isinstance(pool, SumPool2d):
-            bound *= pool.kernel_size[0] * pool.kernel_size[1]
-    sums = fixed_function(nodes[name], bound, where=name)(x)
-    return sums.reshape(*values.shape[:2], *sums.shape[1:])

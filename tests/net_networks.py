@@ -195,7 +195,7 @@ def synapse_delays() -> SpikingGraph:
 def current_biases() -> SpikingGraph:
     """Biases of currents, as LIFCell has them, in linear layers, one of which feeds itself back; membranes have others.
 
-    The second layer has no bias, and has to pass on that of the third.
+    The bias of the second is that of the way back; it also passes on that of the third.
     """
     rng = np.random.default_rng(13)
     second = replace(cuba((9,), du=1500, dv=300, vth=300), v_leak=uniform(-64.0 * 5, (9,)))
@@ -208,7 +208,7 @@ def current_biases() -> SpikingGraph:
         CubaLI(uniform(0.25, (5,)), uniform(0.125, (5,)), uniform(0.0, (5,))),
         features=(10,),
     )
-    return fed_back(graph, "n3", linear(weights(rng, 9, 9, low=-100, high=80)))
+    return fed_back(graph, "n3", affine(rng, 9, 9))
 
 
 def current_biases_of_convolutions() -> SpikingGraph:

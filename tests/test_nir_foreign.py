@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,12 @@ import pytest
 import torch
 
 import slamp
-from exporters.lava_lowering import lava_network
 from exporters.nir_foreign import lift_foreign
-from exporters.witness_lava import environment_python, run_models
+from exporters.witness_lava import environment_python
 from slamp.errors import ArtifactError, UnsupportedNodeError
 from slamp.nodes import IF, CubaLIF, Delay
 from slamp.raster import SpikeRaster
 from test_euler import recordings
-from test_lava import differing_cells
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "nir"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the third-party NIR files are not on this machine")
@@ -52,14 +49,19 @@ def test_the_published_neuron_spikes_when_published(tool: str) -> None:
     assert np.flatnonzero(slamp.simulate(graph, raster).output.data[:, 0, 0]).tolist() == [460, 510, 710, 760]
 
 
-@needs_shared
-def test_the_published_recurrent_network_spikes_as_snntorch_found() -> None:
+def braille() -> tuple[slamp.SpikingGraph, SpikeRaster]:
     with np.load(SHARED / "braille_sample0.npz") as archive:
         x = archive["x"]
-    published = np.load(SHARED / "snntorch_activity_noDelay_bias_zero.npy").astype(bool)
     graph = slamp.load_nir(SHARED / "braille_noDelay_bias_zero.nir", dt=1e-4)
+    return graph, SpikeRaster(torch.tensor(x[:, None] > 0), 1e-4)
+
+
+@needs_shared
+def test_the_published_recurrent_network_spikes_as_snntorch_found() -> None:
+    published = np.load(SHARED / "snntorch_activity_noDelay_bias_zero.npy").astype(bool)
+    graph, raster = braille()
     assert sum(isinstance(node, Delay) for node in graph.nodes.values()) == 1
-    run = slamp.simulate(graph, SpikeRaster(torch.tensor(x[:, None] > 0), 1e-4), record="spikes")
+    run = slamp.simulate(graph, raster, record="spikes")
     hidden = run["lif1_lif"].spikes
     assert hidden is not None
     assert published.any()
@@ -69,8 +71,8 @@ def test_the_published_recurrent_network_spikes_as_snntorch_found() -> None:
 @needs_shared
 @needs_lava
 @pytest.mark.slow
-def test_the_published_convolutional_network_travels_to_lava() -> None:
-    """The sinabs network of the NIR paper on N-MNIST: read, quantized, right, and its first layers equal to Lava."""
+def test_the_published_convolutional_network_travels_to_lava(tmp_path: Path) -> None:
+    """The sinabs network of the NIR paper on N-MNIST: read, quantized, right, exported, and equal in Lava."""
     frames, labels = recordings(SHARED.parent / "nmnist_dev.npz", 12)
     raster = SpikeRaster(torch.tensor(frames), 1.0, torch.tensor(labels), kind="analog")
     graph = slamp.load_nir(SHARED / "cnn_sinabs.nir", dt=1.0)
@@ -79,22 +81,23 @@ def test_the_published_convolutional_network_travels_to_lava() -> None:
     assert slamp.accuracy(integers, raster) == 1.0
     found = slamp.fidelity(graph, integers, raster)
     assert all(layer.spikes > 0 and layer.differing_cells < 0.05 for layer in found.layers.values())
-    head = _head(integers, 4)
     few = raster.samples(0, 1)
     short = SpikeRaster(few.data[:120], 1.0, kind="analog")
-    lava = lava_network(head, short)
-    (answer,) = run_models([lava.arrays])
-    assert all(answer[f"s/{name}"].any() for name in head.spiking)
-    assert differing_cells(head, short, answer, lava.latency_steps) == 0
+    artifact = slamp.export(integers, to="lava", directory=tmp_path / "lava", golden=short)
+    result = slamp.verify(artifact, integers, short)
+    assert result.verdict == "identical", result.sentence()
+    assert result.unobserved_layers == ()
+    assert all(rate > 0 for rate in result.rates.values())
 
 
-def _head(graph: slamp.SpikingGraph, count: int) -> slamp.SpikingGraph:
-    """The first ``count`` nodes behind the input of a chain."""
-    names = list(graph.order)[: count + 1]
-    nodes = {name: graph.nodes[name] for name in names}
-    nodes["output"] = type(graph.nodes[graph.output])(graph.shapes[names[-1]])
-    names.append("output")
-    return slamp.SpikingGraph(nodes, tuple(pairwise(names)), graph.dt, graph.arithmetic)
+@needs_shared
+def test_the_published_recurrent_network_is_quantized() -> None:
+    graph, raster = braille()
+    integers = slamp.quantize(graph, slamp.load_profile("loihi2"), slamp.calibrate(graph, raster))
+    assert isinstance(integers.nodes["lif1_lif_last"], Delay)
+    rates = [slamp.simulate(found, raster).output.data.double().mean((0, 1)) for found in (graph, integers)]
+    assert rates[0].min() > 0.01
+    assert float((rates[0] - rates[1]).abs().max()) < 0.05
 
 
 def test_gains_go_into_the_weights() -> None:

@@ -261,11 +261,7 @@ REFUSED = {
     ),
     "recurrence after two steps": (
         fed_back(one_layer([[1.0]]), "n1", linear([[1.0]]), late=2.0),
-        "back: Linear feeds n1 back after 2 to 2 steps; a .net file holds Linear without bias and 1 step",
-    ),
-    "recurrence with a bias": (
-        fed_back(one_layer([[1.0]]), "n1", Affine(frozen_array(np.ones((1, 1))), frozen_array(np.ones(1)))),
-        "back: Affine feeds n1 back",
+        "back: Linear feeds n1 back after 2 to 2 steps; a .net file holds a linear layer and 1 step",
     ),
     "recurrence and delays": (
         fed_back(chain(steps(2), linear([[1.0]]), cuba((1,)), features=(1,)), "n2", linear([[1.0]])),

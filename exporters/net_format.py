@@ -56,8 +56,8 @@ def check_loaded(layer: NetLayer) -> None:
     """Raise `UnsupportedNodeError` if netx would load other weights than those of a layer, or crash."""
     if weight_format(layer.weight) is None:
         raise UnsupportedNodeError(
-            f"{layer.weights}: with the pools before it its weights run from {layer.weight.min():g} to "
-            f"{layer.weight.max():g} and need more than 8 bits; use smaller weights, or pools that do not overlap"
+            f"{layer.weights}: with pools before it and biases of currents its weights run from {layer.weight.min():g} "
+            f"to {layer.weight.max():g} and need more than 8 bits; use smaller weights, or pools that do not overlap"
         )
     if layer.kind == "conv":
         return  # taken as they are

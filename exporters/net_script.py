@@ -47,8 +47,10 @@ NEVER_AGAIN = 1 << 30  # steps until a second reset
 def held(weight):
     """Say how Dense and Sparse hold 8-bit weights exactly.
 
-    With both signs they drop the last bit of a weight, so these go in doubled, and the sums come out halved.
+    With both signs they drop the last bit of a weight, so odd ones go in doubled, and the sums come out halved.
     """
+    if weight.min() < 0 < weight.max() and not (weight % 2).any():
+        return {{"weights": weight, "sign_mode": SignMode.MIXED}}
     if weight.min() < 0 < weight.max():
         return {{"weights": 2 * weight, "weight_exp": -1, "sign_mode": SignMode.MIXED}}
     return {{"weights": weight, "sign_mode": SignMode.EXCITATORY if weight.min() >= 0 else SignMode.INHIBITORY}}

@@ -58,6 +58,8 @@ def read_foreign(path: Path, *, dt: float, reset: Reset = "value") -> SpikingGra
         ArtifactError: The file is missing, damaged, or its nodes contradict one another.
         UnsupportedNodeError: A node or a cycle has no counterpart; the message names it.
     """
+    if reset not in ("value", "subtract"):
+        raise GraphError(f"reset: {reset!r}; allowed are value, subtract")
     network = read_nir(path)
     try:
         return lift_foreign(network, dt, reset)

@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from exporters.net_format import loaded_by_netx
 from slamp.arithmetic import DECAY_ONE, MAX_DELAY, SHIFT, FixedPoint
 from slamp.errors import ArtifactError, GraphError
 from slamp.graph import SpikingGraph
@@ -247,6 +248,7 @@ def _add_dense(chain: _Chain, layer: _Layer, *, last: bool) -> None:
         raise ArtifactError(f"{layer.where}: receives shape {chain.shape}; put a flatten layer before it")
     if weight.shape != (outputs, chain.shape[0]):
         raise ArtifactError(f"{layer.where}: weight has shape {weight.shape}, allowed is {(outputs, chain.shape[0])}")
+    _check_netx(layer, weight)
     drives = _delayed(chain, layer, weight)
     bias: np.ndarray = np.zeros(1)
     if layer.has("bias"):
@@ -270,6 +272,24 @@ def _add_dense(chain: _Chain, layer: _Layer, *, last: bool) -> None:
     if recurrent and isinstance(neuron, CubaLI):
         raise ArtifactError(f"{layer.where}: its threshold cannot be reached, so it has nothing to feed back")
     chain.join(f"neuron{layer.index}", neuron, drives)
+
+
+def _check_netx(layer: _Layer, weight: np.ndarray) -> None:
+    """Raise `ArtifactError` if netx would load other weights of a dense layer than those in the file, or crash."""
+    parts = {"weight": weight}
+    if layer.has("weight_rec"):
+        parts["weight_rec"] = layer.whole("weight_rec").reshape(len(weight), -1)
+    whole = np.concatenate(list(parts.values()), axis=1)
+    if not whole.any():
+        raise ArtifactError(f"{layer.where}: all weights are zero, on which netx crashes; remove the layer")
+    for key, part in parts.items():
+        loaded = loaded_by_netx(part, scaled_with=np.clip(whole, -256, 255))
+        if not np.array_equal(loaded, part):
+            index = tuple(int(axis) for axis in np.argwhere(loaded != part)[0])
+            raise ArtifactError(
+                f"{layer.where}: {key}{list(index)} is {part[index]:g}, and netx loads {loaded[index]:g}; allowed are "
+                "8 bits, and layers without a positive weight whose largest magnitude is no power of two"
+            )
 
 
 def _delayed(chain: _Chain, layer: _Layer, weight: np.ndarray) -> list[str]:
@@ -326,8 +346,8 @@ def _add_conv(chain: _Chain, layer: _Layer, *, last: bool) -> None:
         dilation=layer.pair("dilation"),
         groups=layer.number("groups"),
     )
-    if min(*node.stride, *node.dilation, node.groups) < 1:
-        raise ArtifactError(f"{layer.where}: stride, dilation and groups must be at least 1")
+    if min(*node.stride, *node.dilation, node.groups) < 1 or min(layer.pair("padding")) < 0:
+        raise ArtifactError(f"{layer.where}: stride, dilation and groups must be at least 1, padding at least 0")
     chain.add(f"layer{layer.index}", node)
     if chain.shape != layer.shape():
         raise ArtifactError(f"{layer.where}: states shape {layer.shape()}, its kernel gives {chain.shape}")

@@ -121,7 +121,11 @@ class LavaExporter:
 
     def file_differences(self, artifact: Artifact, graph: SpikingGraph) -> list[str]:
         """Return what ``network.net`` states otherwise than ``graph``, one line per field."""
-        return list(_differences(artifact.file("network"), net_layers(graph)))
+        path = artifact.file("network")
+        try:
+            return list(_differences(path, net_layers(graph)))
+        except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise ArtifactError(f"{path}: is damaged ({error}); export again") from error
 
     def replay(self, artifact: Artifact, inputs: SpikeRaster) -> Recording:
         """Run ``network.net`` in Lava's runtime, loaded by netx, ``fixed_pt``.
@@ -202,8 +206,12 @@ def _late(array: np.ndarray, steps: int, shape: list[int]) -> torch.Tensor:
 
 def _with_lines(artifact: Artifact, inputs: SpikeRaster) -> SpikeRaster:
     """Return inputs with the lines the network takes beside them; raises `RasterError` if they do not fit."""
-    with h5py.File(artifact.file("network"), "r") as file:
-        taken = tuple(int(size) for size in file["layer/0/shape"][()])
+    path = artifact.file("network")
+    try:
+        with h5py.File(path, "r") as file:
+            taken = tuple(int(size) for size in file["layer/0/shape"][()])
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: is damaged ({error}); export again") from error
     lines = artifact.manifest["options"]["input_lines"]
     features = (taken[0] - lines, *taken[1:])
     if inputs.features != features:

@@ -6,7 +6,7 @@ models (`lava/proc/lif/models.py`, `lava/proc/dense/models.py`, `lava/utils/weig
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -31,6 +31,7 @@ BIAS_MANTISSA = (-4096, 4095)  # 13 bits, signed
 MAX_BIAS_EXPONENT = 7
 WEIGHT_EXPONENTS = (-8, 7)
 MAX_DELAY = 62
+TRAINED_SCALE = "_slamp_trained_scale"  # attribute of neuron modules that were trained in integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,21 @@ class FixedPoint:
 
 Arithmetic = Float32 | FixedPoint
 ARITHMETICS: dict[str, type[Arithmetic]] = {"float32": Float32, "fixed-point": FixedPoint}
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScale:
+    """How the numbers of one layer of neurons became whole.
+
+    Attributes:
+        scale: Whole numbers per unit of the layer's input.
+        clips: By weighted node, the largest magnitude kept.
+        gains: By weighted node, what the mean pools before it multiply.
+    """
+
+    scale: float
+    clips: Mapping[str, float]
+    gains: Mapping[str, float]
 
 
 class SignMode(Enum):

@@ -12,6 +12,7 @@ import torch
 from norse.torch import SequentialState
 from norse.torch.module.snn import SNNCell
 
+from slamp.arithmetic import TRAINED_SCALE
 from slamp.dynamics import exact_float32
 from slamp.errors import CaptureError, GraphError, RasterError, UnsupportedModuleError
 from slamp.graph import SpikingGraph
@@ -139,7 +140,10 @@ def read_graph(
     names = list(nodes)
     edges = tuple(pairwise(names))
     try:
-        graph = SpikingGraph(nodes, edges, dt, parameters=parameters, device=str(module_device(net)))
+        scales = {
+            name: vars(module)[TRAINED_SCALE] for name, (_, module) in modules.items() if TRAINED_SCALE in vars(module)
+        }
+        graph = SpikingGraph(nodes, edges, dt, parameters=parameters, device=str(module_device(net)), scales=scales)
     except GraphError as error:
         raise CaptureError(str(error)) from error
     return graph, modules

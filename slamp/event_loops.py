@@ -148,11 +148,13 @@ def _advance(drive: Array, state: Array, parameters: Array, limit: float, spikes
         u, v = state[0, row % batch], state[1, row % batch]
         x, fired = drive[row], spikes[row]
         for j in range(x.size):
-            moved = np.trunc(u[j] * keep_syn[j]) + x[j] * 64.0
+            added = np.trunc(u[j] * keep_syn[j]) + x[j] * 64.0
+            moved = added - 4294967296.0 * np.floor((added + 2147483648.0) / 4294967296.0)  # an int32 in Lava
             lowered = moved - 2.0 * limit if moved > limit else moved
             u[j] = moved + 2.0 * limit if moved <= -limit else lowered
         for j in range(x.size):
-            charged = np.trunc(v[j] * keep_mem[j]) + u[j] + bias[j]
+            summed = np.trunc(v[j] * keep_mem[j]) + u[j]
+            charged = summed - 4294967296.0 * np.floor((summed + 2147483648.0) / 4294967296.0) + bias[j]
             v[j] = min(max(charged, 1.0 - limit), limit - 1.0)
         for j in range(x.size):
             above = v[j] > threshold[j]

@@ -113,7 +113,7 @@ def worth_events(graph: SpikingGraph, raster: SpikeRaster) -> bool:
         return False
     if raster.batch > SMALL_BATCH and int(raster.data.count_nonzero()) > SPARSE_INPUT * raster.data.numel():
         return False
-    return raster.is_spikes or max(value_bounds(graph, _largest(raster)).values()) <= LARGEST_SUM
+    return max(value_bounds(graph, _largest(raster)).values()) <= LARGEST_SUM
 
 
 def run_events(

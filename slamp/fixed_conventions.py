@@ -16,6 +16,7 @@ from slamp.arithmetic import DECAY_ONE, SHIFT, STATE_LIMIT, common_exponent
 from slamp.conventions import LATENCIES, said_steps
 from slamp.engine import engine_of
 from slamp.errors import GraphError
+from slamp.fixed_dynamics import wrapped_current
 from slamp.graph import SpikingGraph
 from slamp.nodes import IF, NEURON, READOUT, WEIGHTED, Affine, Conv1d, Conv2d, CubaLI, CubaLIF, Delay, Neuron, Node
 from slamp.raster import SpikeRaster
@@ -118,7 +119,7 @@ def run_fixed_convention(
     for step in range(-rules.head_start, len(drive)):
         x = drive[step] if step >= 0 else np.zeros_like(u)
         u = _kept(u, keep_syn, rules) + (x << SHIFT)
-        u = np.where(u > STATE_LIMIT, u - 2 * STATE_LIMIT, np.where(u <= -STATE_LIMIT, u + 2 * STATE_LIMIT, u))
+        u = wrapped_current(u).astype(np.int64)
         v = np.clip(_kept(v, keep_mem, rules) + u + bias, -(STATE_LIMIT - 1), STATE_LIMIT - 1)
         fired = v >= threshold if rules.inclusive else v > threshold
         v = np.where(fired, 0, v) if rules.resets else v

@@ -78,11 +78,13 @@ class FixedPointDynamics:
         for step, x in enumerate(inputs):
             np.trunc(u * self.keep_syn, out=u)
             u += x.astype(np.float64) * (1 << SHIFT)
-            too_high, too_low = u > STATE_LIMIT, u <= -STATE_LIMIT
-            u[too_high] -= 2 * STATE_LIMIT
-            u[too_low] += 2 * STATE_LIMIT
+            beyond = bool((u > STATE_LIMIT).any() or (u <= -STATE_LIMIT).any())
+            if beyond:
+                u[...] = wrapped_current(u)
             np.trunc(v * self.keep_mem, out=v)
             v += u
+            if beyond:
+                v[...] = wrapped_to_32_bits(v)
             v += self.bias
             np.clip(v, -(STATE_LIMIT - 1), STATE_LIMIT - 1, out=v)
             if self.spikes:
@@ -95,6 +97,23 @@ class FixedPointDynamics:
             if keep_current:
                 i_run[step] = u
         return NeuronRun(torch.from_numpy(output), torch.from_numpy(v_run), torch.from_numpy(i_run))
+
+
+def wrapped_to_32_bits(values: np.ndarray) -> np.ndarray:
+    """Return whole numbers as int32 holds them after an overflow, float64."""
+    wrapped: np.ndarray = values.astype(np.int64).astype(np.int32).astype(np.float64)
+    return wrapped
+
+
+def wrapped_current(u: np.ndarray) -> np.ndarray:
+    """Return currents as Lava keeps them: an int32, brought back by 2^24 once where it leaves 24 bits, float64.
+
+    Sums that exceed 2^18 in several steps leave 24 bits by more than that, and may overflow the int32.
+    """
+    held = wrapped_to_32_bits(u)
+    return np.where(
+        held > STATE_LIMIT, held - 2 * STATE_LIMIT, np.where(held <= -STATE_LIMIT, held + 2 * STATE_LIMIT, held)
+    )
 
 
 def fixed_function(node: Node, bound: float, *, where: str) -> TensorFunction:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from slamp.archives import read_arrays
-from slamp.arithmetic import ARITHMETICS, Arithmetic, FixedPoint, Float32, fixed_point_problems
+from slamp.arithmetic import ARITHMETICS, Arithmetic, FixedPoint, Float32, LayerScale, fixed_point_problems
 from slamp.atomic import write_atomically
 from slamp.delays import holds_back
 from slamp.errors import ArtifactError, GraphError
@@ -56,6 +56,8 @@ class SpikingGraph:
         arithmetic: `Float32` or `FixedPoint`; the latter says what the numbers in the nodes mean.
         parameters: For weighted nodes, the name of the module parameter behind the weight (not part of the meaning).
         device: torch device the graph is simulated on (not part of the meaning).
+        scales: For layers of neurons whose weights were trained in integers, the scale of these (not part of the
+            meaning, not saved).
 
     Raises:
         GraphError: Any of the checks fails; the message names the node.
@@ -67,6 +69,7 @@ class SpikingGraph:
     arithmetic: Arithmetic = field(default_factory=Float32)
     parameters: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
+    scales: Mapping[str, LayerScale] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", MappingProxyType(dict(self.nodes)))

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from slamp.arithmetic import BIAS_MANTISSA, SHIFT, STATE_LIMIT
+from slamp.arithmetic import BIAS_MANTISSA, SHIFT, STATE_LIMIT, TRAINED_SCALE, LayerScale
 from slamp.calibrate import calibrate
 from slamp.capture import read_graph
 from slamp.errors import TrainingError, UnsupportedModuleError
 from slamp.graph import SpikingGraph
 from slamp.nodes import IF, NEURON, READOUT, WEIGHTED, CubaLI, CubaLIF
 from slamp.profile import Profile
-from slamp.quantize import LayerScale, levels_of, quantization, weight_exponent
+from slamp.quantize import levels_of, quantization, weight_exponent
 from slamp.raster import SpikeRaster
 
 STATE_ONE = 1 << SHIFT
@@ -32,8 +32,9 @@ STATE_ONE = 1 << SHIFT
 def integer_forward(net: torch.nn.Module, profile: Profile, raster: SpikeRaster) -> Iterator[None]:
     """Let a network compute in Loihi's integers; on success its weights are left on their grids.
 
-    Scales are those `slamp.quantize` chooses for the network as it comes. What `slamp.quantize` makes of the network
-    afterwards spikes as the network did inside.
+    Scales are those `slamp.quantize` chooses for the network as it comes; the neuron modules remember them, and
+    `slamp.capture` hands them on. So what `slamp.quantize` makes of the network afterwards spikes as the network did
+    inside, as long as nobody changes a weight.
 
     Args:
         net: The network, which is changed.
@@ -64,6 +65,8 @@ def integer_forward(net: torch.nn.Module, profile: Profile, raster: SpikeRaster)
         yield
         for put in settle:
             put()
+        for name, layer in found.layers.items():
+            vars(modules[name][1])[TRAINED_SCALE] = layer
     finally:
         for module in patched:
             del module.forward
@@ -125,6 +128,8 @@ class _Weights:
         """Sum whole numbers; return them divided by the scale, float64."""
         module, weight, bias = self.module, self.whole_weight(), self.whole_bias()
         spikes = x.double() / self.gain
+        if self.gain != 1:  # mean pools round their quotients; sums of spikes are whole
+            spikes = spikes + (spikes.round() - spikes).detach()
         if isinstance(module, torch.nn.Linear):
             return F.linear(spikes, weight, bias) / self.scale
         function = F.conv1d if isinstance(module, torch.nn.Conv1d) else F.conv2d
@@ -171,6 +176,7 @@ class _Neurons:
             v = start if state is None else self._whole(state.v, self.per_membrane, self.offset)
             i = start if state is None or not self.current else self._whole(state.i, self.per_current, None)
             u = i + drive  # what state.i holds has decayed already
+            u = u.long().int().double()  # as Lava's int32 overflows
             u = torch.where(u > STATE_LIMIT, u - 2 * STATE_LIMIT, u)
             u = torch.where(u <= -STATE_LIMIT, u + 2 * STATE_LIMIT, u)
             v = (torch.trunc(v * self.keep_mem.to(device)) + u).clamp(-(STATE_LIMIT - 1), STATE_LIMIT - 1)

@@ -22,6 +22,7 @@ from slamp.arithmetic import (
     SHIFT,
     FixedPoint,
     Float32,
+    LayerScale,
 )
 from slamp.driven_layers import DrivenLayer, driven, driven_layer, spikes_of
 from slamp.dynamics import exact_float32
@@ -57,9 +58,10 @@ MAX_WEIGHT_EXPONENT = 6  # mixed signs spend one of Loihi's 7 on the doubling of
 def quantize(graph: SpikingGraph, profile: Profile, activity: Activity) -> SpikingGraph:
     """Return the graph in Loihi's integers.
 
-    Decays become whole 4096ths. Weights that lie on an 8-bit grid already, as training with quantized weights leaves
-    them, keep it. Else several clipping ranges are tried: the largest weight, and percentiles among active ones.
-    The one whose integer layer, fed the float network's spikes, differs in fewest cells from the float layer is taken.
+    Decays become whole 4096ths. Weights that training with quantized weights has left on the grid of a scale keep that
+    scale (``graph.scales``), and others that lie on an 8-bit grid keep it. Else several clipping ranges are tried: the
+    largest weight, and percentiles among active ones. The one whose integer layer, fed the float network's spikes,
+    differs in fewest cells from the float layer is taken.
 
     The bias of an input current (`CubaLIF`) stays a bias of the weights, an input line that is always on; that of `LIF`
     and `IF` is added to the membrane, in the same unit. Mean pools become sum pools, their factor goes into the
@@ -91,21 +93,6 @@ class Quantization:
     layers: Mapping[str, LayerScale]
 
 
-@dataclass(frozen=True, eq=False)
-class LayerScale:
-    """How the numbers of one layer of neurons became whole.
-
-    Attributes:
-        scale: Whole numbers per unit of the layer's input.
-        clips: By weighted node, the largest magnitude kept.
-        gains: By weighted node, what the mean pools before it multiply.
-    """
-
-    scale: float
-    clips: Mapping[str, float]
-    gains: Mapping[str, float]
-
-
 def quantization(graph: SpikingGraph, profile: Profile, activity: Activity) -> Quantization:
     """As `quantize`, with the scales."""
     _check(graph, profile, activity)
@@ -132,6 +119,14 @@ def quantization(graph: SpikingGraph, profile: Profile, activity: Activity) -> Q
 
 
 def _check(graph: SpikingGraph, profile: Profile, activity: Activity) -> None:
+    if not isinstance(profile, Profile):
+        raise ProfileError(
+            f"quantize: profile is {type(profile).__name__}; allowed is a Profile, such as slamp.load_profile('loihi2')"
+        )
+    if not isinstance(activity, Activity):
+        raise ProfileError(
+            f"quantize: activity is {type(activity).__name__}; allowed is what slamp.calibrate(graph, raster) returns"
+        )
     found = (profile.formats.weight_bits, profile.formats.state_bits, profile.formats.decay_bits)
     bits = tuple(None if figure is None or figure.value is None else int(figure.number) for figure in found)
     if bits != (8, 24, 12):
@@ -170,21 +165,33 @@ def _best(
     best: dict[str, Node] = {}
     found = LayerScale(1.0, {}, layer.gains)
     least = math.inf
-    for scale, clips in _scales(layer, rates):
-        nodes = integer_nodes(layer, scale, clips)
+    refused: GraphError | None = None
+    for scale, clips in _scales(layer, rates, graph.scales.get(layer.name)):
+        try:
+            nodes = integer_nodes(layer, scale, clips)
+        except GraphError as error:
+            refused = refused or error  # another range may do
+            continue
         wrong = _departure(layer, graph, nodes, inputs, expected, scale)
         if wrong < least:
             best, least, found = nodes, wrong, LayerScale(scale, clips, layer.gains)
         if wrong == 0:
             break
+    if not best and refused is not None:
+        raise refused
     return best, found
 
 
-def _scales(layer: DrivenLayer, rates: Mapping[str, np.ndarray]) -> Iterator[tuple[float, Mapping[str, float]]]:
+def _scales(
+    layer: DrivenLayer, rates: Mapping[str, np.ndarray], trained: LayerScale | None
+) -> Iterator[tuple[float, Mapping[str, float]]]:
     """Yield candidate scales, each with the range that every weighted node is clipped to, as far as known.
 
     The node whose range is narrowest takes all its 8 bits; the others take an exponent. The threshold fits its 17 bits.
     """
+    if trained is not None and _on_grid_of(layer, trained):
+        yield trained.scale, trained.clips
+        return
     ranges: dict[str, list[float]] = {}
     for name, source in layer.sources.items():
         weight = layer.weighted[name].weight
@@ -205,6 +212,23 @@ def _scales(layer: DrivenLayer, rates: Mapping[str, np.ndarray]) -> Iterator[tup
         if (scale, *clips.values()) not in tried:
             tried.add((scale, *clips.values()))
             yield scale, clips
+
+
+def _on_grid_of(layer: DrivenLayer, trained: LayerScale) -> bool:
+    """True if every weight is a whole number on a scale: nobody has changed it since it was trained there."""
+    for name, node in layer.weighted.items():
+        if not node.weight.any():
+            continue
+        if name not in trained.clips:
+            return False
+        unit = 2.0 ** weight_exponent(node.weight, trained.scale, trained.clips[name])
+        whole = node.weight.astype(np.float64) * (trained.scale / unit)
+        if (
+            bool((np.abs(whole - np.rint(whole)) > GRID_ERROR).any())
+            or np.abs(whole).max() > levels_of(node.weight) + 0.5
+        ):
+            return False
+    return True
 
 
 def _active(node: Weighted, chain: tuple[str, ...], rate: np.ndarray) -> np.ndarray:
@@ -230,7 +254,8 @@ def _grid(weight: np.ndarray) -> float:
     largest, most = np.abs(values).max(), levels_of(weight)
     for levels in range(1, most + 1):
         scaled = values * (levels / largest)
-        if bool((np.abs(scaled - np.rint(scaled)) < GRID_ERROR).all()):
+        whole = np.rint(scaled)
+        if bool(whole.all()) and bool((np.abs(scaled - whole) < GRID_ERROR).all()):
             # A multiple is on the grid too; of a coarse one it is taken, because thresholds are rounded to it.
             finer = levels if levels >= FINE_LEVELS else levels * (most // levels)
             return float(largest * most / finer)
@@ -295,8 +320,8 @@ def _integer_neuron(name: str, node: Neuron, scale: float, added: np.ndarray) ->
     """Return a layer of neurons on a scale; ``added`` is the bias of its membrane, in Loihi's units."""
     shape = node.v_threshold.shape if isinstance(node, IF) else node.v_leak.shape
     bias = frozen_array(np.broadcast_to(rounded_bias(name, added), shape))
-    decay_syn = _share(node.decay_syn, least=1) if isinstance(node, (CubaLIF, CubaLI)) else None
-    decay_mem = frozen_array(np.zeros(shape)) if isinstance(node, IF) else _share(node.decay_mem, least=0)
+    decay_syn = _share(f"{name}: decay_syn", node.decay_syn) if isinstance(node, (CubaLIF, CubaLI)) else None
+    decay_mem = frozen_array(np.zeros(shape)) if isinstance(node, IF) else _share(f"{name}: decay_mem", node.decay_mem)
     if isinstance(node, READOUT):
         return LI(decay_mem, bias) if decay_syn is None else CubaLI(decay_syn, decay_mem, bias)
     mantissa = np.rint(_relative_threshold(node) * scale)
@@ -307,14 +332,28 @@ def _integer_neuron(name: str, node: Neuron, scale: float, added: np.ndarray) ->
             f"{name}: v_threshold{list(index)} is {node.v_threshold[index]:g}, {mantissa[index]:.0f} on the scale of "
             f"its weights; allowed are 0 to {MAX_THRESHOLD >> SHIFT} above v_reset"
         )
+    lost = (mantissa == 0) & (_relative_threshold(node) > 0)
+    if bool(lost.any()):
+        index = tuple(int(axis) for axis in np.argwhere(lost)[0])
+        raise GraphError(
+            f"{name}: v_threshold{list(index)} is {node.v_threshold[index]:g}, less than half a unit on the scale of "
+            f"its weights ({scale:g}); its largest weights are too large for it, so clip them, or raise the threshold"
+        )
     threshold, reset = frozen_array(mantissa * (1 << SHIFT)), frozen_array(np.zeros(shape))
     if decay_syn is None:
         return LIF(decay_mem, bias, threshold, reset)
     return CubaLIF(decay_syn, decay_mem, bias, threshold, reset)
 
 
-def _share(decay: np.ndarray, *, least: int) -> np.ndarray:
-    return frozen_array(np.clip(np.rint(decay.astype(np.float64) * DECAY_ONE), least, DECAY_ONE) / DECAY_ONE)
+def _share(where: str, decay: np.ndarray) -> np.ndarray:
+    whole = np.rint(decay.astype(np.float64) * DECAY_ONE)
+    if bool((whole < 1).any()):
+        index = tuple(int(axis) for axis in np.argwhere(whole < 1)[0])
+        raise GraphError(
+            f"{where}{list(index)} is {decay[index]:g}; allowed is 1/{2 * DECAY_ONE} to 1, as Loihi's decays are whole "
+            f"multiples of 1/{DECAY_ONE}; use a shorter time constant, a larger dt, or neurons without a leak (IAFCell)"
+        )
+    return frozen_array(whole / DECAY_ONE)
 
 
 def rounded_bias(name: str, added: np.ndarray) -> np.ndarray:

@@ -148,6 +148,8 @@ def simulate(
         GraphError: The engine is unknown or does not run the graph, or a fixed-point sum may exceed what its integers
             hold.
     """
+    if record not in ("output", "spikes", "all"):
+        raise GraphError(f"record: {record!r}; allowed are output, spikes, all")
     if _takes_events(graph, raster, engine):
         return _by_events(graph, raster, record)
     return _by_steps(graph, raster, record)
@@ -208,7 +210,7 @@ def _by_steps(graph: SpikingGraph, raster: SpikeRaster, record: Record) -> Recor
             if record == "all" and name in step.i:
                 currents.append(step.i[name])
     spiking = is_spiking_output(graph)
-    data = torch.stack(outputs)
+    data = torch.stack(outputs).to(torch.float32)
     state_dtype = torch.int32 if isinstance(graph.arithmetic, FixedPoint) else torch.float32
     output = SpikeRaster(data.to(torch.bool) if spiking else data, graph.dt, kind="spikes" if spiking else "analog")
     stacked = {

@@ -75,6 +75,16 @@ def test_weights_on_a_grid_lose_no_spike_behind_delays() -> None:
     assert found.differing_cells == 0
 
 
+def test_a_small_way_beside_a_large_one_is_not_clipped_to_its_scale() -> None:
+    graph, raster = two_ways(), spikes(4)
+    small = Linear(frozen_array(graph.weighted["b"].weight / 50))
+    graph = graph.with_nodes({"b": small})
+    integers = slamp.quantize(graph, LOIHI, slamp.calibrate(graph, raster))
+    ratio = np.abs(integers.weighted["a"].weight).max() / np.abs(integers.weighted["b"].weight).max()
+    assert ratio == pytest.approx(50, rel=0.05)
+    assert slamp.fidelity(graph, integers, raster).layers["n"].differing_cells < 0.05
+
+
 @needs_lava
 @pytest.mark.slow
 def test_norse_networks_of_lif_cells_with_biases_travel_to_lava(tmp_path: Path) -> None:

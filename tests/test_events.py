@@ -342,3 +342,12 @@ def test_delays_and_cycles_go_to_the_batched_engine() -> None:
     with pytest.raises(GraphError, match="late: Delay is unknown to the event-driven engine; use engine='batched'"):
         slamp.simulate(graph, ones(5000, 2), engine="events")
     assert slamp.simulate(graph, ones(5000, 2)).output.data.any()
+
+
+def test_both_engines_take_what_either_takes() -> None:
+    graded = chain(linear([[255 / 256]]), features=(1,))
+    large = SpikeRaster(torch.full((3, 1, 1), 1e6), DT, kind="analog")
+    found = [slamp.simulate(graded, large, engine=engine).output.data for engine in ("batched", "events")]
+    assert found[0].tolist() == found[1].tolist() == [[[996093.0]]] * 3
+    with pytest.raises(GraphError, match="record: 'foo'; allowed are output, spikes, all"):
+        slamp.simulate(graded, large, record="foo")  # type: ignore[arg-type]  # the mistake under test

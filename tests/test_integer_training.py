@@ -82,6 +82,31 @@ def test_the_network_computes_what_will_be_shipped(name: str) -> None:
     assert not all(torch.equal(old, new) for old, new in zip(before, left, strict=True))  # they lie on grids now
 
 
+@pytest.mark.parametrize("seed", [8, 29])
+def test_weights_that_were_changed_inside_ship_as_they_computed(seed: int) -> None:
+    """Scaled weights may lie on a finer or coarser grid too; the scale of the training is the one that is kept."""
+    torch.manual_seed(seed)
+    net, raster = NETS["LIFCell"][0](), spikes((20,), rate=0.5, steps=40)
+    assert enliven(net, raster)
+    with integer_forward(net, LOIHI, raster):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(0.2)
+        inside = outputs(net, raster).detach()
+    graph, _ = read_graph(net, raster.features, raster.dt)
+    found = quantization(graph, LOIHI, slamp.calibrate(graph, raster))
+    assert {name: layer.scale for name, layer in found.layers.items()} == {
+        name: layer.scale for name, layer in graph.scales.items()
+    }
+    assert torch.equal(shipped_output(net, raster), inside)
+    with torch.no_grad():
+        next(net.parameters()).mul_(1.01)  # off the grid: the scale is chosen anew
+    changed, _ = read_graph(net, raster.features, raster.dt)
+    again = quantization(changed, LOIHI, slamp.calibrate(changed, raster))
+    first = next(iter(found.layers))
+    assert again.layers[first].scale != found.layers[first].scale
+
+
 def test_gradients_pass_straight_through() -> None:
     net, raster = NETS["LIFCell"][0](), spikes((20,), rate=0.5)
     assert enliven(net, raster)

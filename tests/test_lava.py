@@ -139,6 +139,37 @@ def test_random_networks_equal_lava_in_every_cell() -> None:
     assert saturated > 5
 
 
+def flooded(seed: int) -> tuple[SpikingGraph, SpikeRaster]:
+    """Sums near the largest allowed, step after step: currents leave 24 bits, and 32, by more than one turn."""
+    rng = np.random.default_rng(seed)
+    inputs = int(rng.integers(300, 514))
+    weight = 128.0 * rng.integers(200, 256, (6, inputs)) * rng.choice([-1, 1])
+    decay_syn, decay_mem = rng.choice([1, 3, 100, 2000]) / 4096, int(rng.integers(0, 4097)) / 4096
+    neuron = CubaLIF(
+        uniform(decay_syn, (6,)),
+        uniform(decay_mem, (6,)),
+        uniform(128.0 * rng.choice([-4096, 0, 4095]), (6,)),
+        uniform(64.0 * rng.integers(0, 131072), (6,)),
+        uniform(0.0, (6,)),
+    )
+    data = rng.random((60, 2, inputs)) < rng.random((60, 1, 1))
+    return chain(linear(weight), neuron, features=(inputs,)), SpikeRaster(torch.tensor(data), DT)
+
+
+@needs_lava
+def test_currents_that_flood_equal_lava() -> None:
+    cases = [flooded(seed) for seed in range(16)]
+    networks = [lava_network(graph, raster) for graph, raster in cases]
+    answers = run_models([network.arrays for network in networks])
+    for (graph, raster), network, answer in zip(cases, networks, answers, strict=True):
+        assert differing_cells(graph, raster, answer, network.latency_steps) == 0
+        runs = [slamp.simulate(graph, raster, record="all", engine=engine)["n1"] for engine in ("batched", "events")]
+        for key in ("i", "v", "spikes"):
+            assert torch.equal(getattr(runs[0], key), getattr(runs[1], key))
+    assert sum(bool((np.abs(answer["u/n1"].astype(np.int64)) > 2**25).any()) for answer in answers) > 8
+    assert any((np.diff(np.sign(answer["u/n1"].astype(float)), axis=0) != 0).any() for answer in answers)
+
+
 @needs_lava
 def test_biases_of_a_layer_have_one_exponent() -> None:
     def biased(*values: float) -> SpikingGraph:

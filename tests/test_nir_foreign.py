@@ -163,6 +163,8 @@ def test_files_are_named_in_errors(tmp_path: Path) -> None:
         slamp.load_nir(tmp_path / "a.nir", dt=1e-3)
     with pytest.raises(ArtifactError, match=r"or give dt= \(and reset=\) to take it literally"):
         slamp.load_nir(tmp_path / "a.nir")
+    with pytest.raises(slamp.SlampError, match="reset: 'foo'; allowed are value, subtract"):
+        slamp.load_nir(tmp_path / "a.nir", dt=1e-3, reset="foo")  # type: ignore[arg-type]  # the mistake under test
     nir.write(tmp_path / "fast.nir", one(lif(2, tau=1e-4)))
     with pytest.raises(slamp.SlampError, match=r"fast\.nir: n: decay_mem is 10; allowed is 0 to 1"):
         slamp.load_nir(tmp_path / "fast.nir", dt=1e-3)

@@ -251,12 +251,26 @@ def test_a_readout_is_the_float_membrane_in_other_units() -> None:
         (cuba_node(decay_mem=0.0), "n1: decay_mem is 0, so nothing reaches the membrane"),
         (cuba_node(v_threshold=-0.1), r"n1: v_threshold\[0\] is -0\.1, -\d+ on the scale of its weights"),
         (replace(cuba_node(), reset="subtract"), "n1: resets by subtraction, and Loihi resets to 0"),
+        (cuba_node(v_threshold=1e-5), r"n1: v_threshold\[0\] is 1e-05, less than half a unit"),
+        (cuba_node(decay_mem=1e-4), r"n1: decay_mem\[0\] is 0\.0001; allowed is 1/8192 to 1"),
+        (cuba_node(decay_syn=1e-4), r"n1: decay_syn\[0\] is 0\.0001; allowed is 1/8192 to 1"),
         (CubaLI(uniform(0.5, (1,)), uniform(0.5, (1,)), uniform(0.3, (1,))), r"n1: v_leak is 0\.3; a readout on Loihi"),
     ],
 )
 def test_neurons_without_a_counterpart_are_named(node: Node, message: str) -> None:
     with pytest.raises((UnsupportedNodeError, GraphError), match=message):
         quantized(float_chain(linear([[0.5, -0.2]]), node, features=(2,)), sample(2))
+
+
+def test_a_range_that_would_lose_the_threshold_is_not_taken() -> None:
+    weight = np.full((1, 200), 0.5)
+    weight[0, 0] = 4000.0
+    fires = IF(uniform(7.0, (1,)), uniform(0.0, (1,)))
+    found = quantized(float_chain(linear(weight), fires, features=(200,)), sample(200))
+    neuron = found.nodes["n1"]
+    assert isinstance(neuron, LIF)  # without a leak
+    assert neuron.v_threshold.item() > 64
+    assert found.weighted["n0"].weight[0, 1:].all()
 
 
 def test_wiring_without_a_counterpart_is_named() -> None:
@@ -283,6 +297,10 @@ def test_what_quantize_is_given_is_checked() -> None:
     activity = slamp.calibrate(graph, raster)
     with pytest.raises(ProfileError, match=r"generic: weights, states and decays have .* bits"):
         slamp.quantize(graph, slamp.load_profile("generic"), activity)
+    with pytest.raises(ProfileError, match="quantize: profile is str; allowed is a Profile"):
+        slamp.quantize(graph, "loihi2", activity)  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(ProfileError, match="quantize: activity is NoneType; allowed is what"):
+        slamp.quantize(graph, LOIHI, None)  # type: ignore[arg-type]  # the mistake under test
     with pytest.raises(ProfileError, match="quantize: the activity was measured on graph"):
         slamp.quantize(graph, LOIHI, replace(activity, graph_hash="0" * 64))
     with pytest.raises(ProfileError, match="quantize: the activity keeps no samples"):

@@ -307,7 +307,9 @@ def test_what_a_net_file_cannot_hold_is_refused_before_anything_is_written(name:
 def test_pools_that_overlap_may_need_more_than_eight_bits(tmp_path: Path) -> None:
     weight = frozen_array(np.array([[[[-100.0, 101.0], [99.0, 101.0]]]]))
     graph = chain(SumPool2d((2, 2), (1, 1)), conv(weight), cuba((1, 2, 2)), features=(1, 4, 4))
-    with pytest.raises(UnsupportedNodeError, match=r"n1: with the pools before it its weights run .* 8 bits"):
+    with pytest.raises(
+        UnsupportedNodeError, match=r"n1: with pools before it and biases of currents its weights run .* 8 bits"
+    ):
         LavaExporter().write(graph, tmp_path / "out")
 
 
@@ -396,11 +398,26 @@ def test_an_edited_weight_is_found_in_lava(tmp_path: Path) -> None:
     assert float(first.found) - float(first.expected) == 64 * 40
 
 
+@pytest.mark.parametrize("bytes_", [b"rubbish", b""])
+def test_a_damaged_file_is_named(bytes_: bytes, tmp_path: Path) -> None:
+    artifact = LavaExporter().write(dense(), tmp_path / "out")
+    artifact.file("network").write_bytes(bytes_)
+    for attempt in (
+        lambda: LavaExporter().replay(artifact, samples(dense())),
+        lambda: LavaExporter().file_differences(artifact, dense()),
+        lambda: LavaExporter().read(artifact.file("network")),
+    ):
+        with pytest.raises(ArtifactError, match=r"network\.net: .*(is damaged|not a readable \.net file)"):
+            attempt()
+
+
 @needs_lava
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["biased", "readout", "recurrent", "synapse_delays", "current_biases_of_convolutions"])
+@pytest.mark.parametrize(
+    "name", ["biased", "readout", "recurrent", "synapse_delays", "current_biases_of_convolutions", "even weights"]
+)
 def test_the_script_builds_the_same_network(name: str, tmp_path: Path) -> None:
-    graph = ZOO[name]()
+    graph = ZOO[name]() if name in ZOO else one_layer([[200, -20, 4], [100, 50, -200]], cuba((2,), vth=150))
     artifact = LavaExporter().write(graph, tmp_path / "out")
     assert ("synapses2 = sparse(" in artifact.file("script").read_text()) == (name == "readout")
     raster = samples(graph, batch=1)

@@ -6,9 +6,12 @@
 * ``neurons``: by name ``shape`` (torch order), ``du``, ``dv``, ``vth``, ``bias_exp``, and ``reset_offset`` where
   the layer is to start anew at that time step; the mantissas of the biases
   are the array ``bias/NAME``.
-* ``synapses``: ``source`` ("input" or a neuron), ``target``, ``kind`` (dense, sparse, delay_dense, conv), ``weight``
-  (name of an array), ``weight_exp``, ``sign_mode`` (Lava's number, 0: left to Lava), ``num_message_bits``, ``delay``
-  (name of an array), ``stride``, ``padding``, ``dilation`` (y, x), ``groups``.
+* ``synapses``: ``source`` ("input", a neuron, or "always_on" with ``starts``, the step, counted from 0, from which on
+  it spikes), ``target``, ``kind`` (dense, sparse, delay_dense, conv), ``weight`` (name of an array), ``weight_exp``,
+  ``sign_mode`` (Lava's number, 0: left to Lava), ``delay`` (name of an array), ``stride``, ``padding``, ``dilation``
+  (y, x), ``groups``.
+
+``graded`` is 1 where the inputs are whole numbers, 0 (or absent) where they are spikes.
 
 The output file gets ``u/NAME``, ``v/NAME``, ``s/NAME`` of every neuron layer, (time, batch, *shape). The models are
 built by the compiler's own builder, and their ports by Lava's own classes; only the channels between them are lists.
@@ -41,6 +44,7 @@ from lava.utils.weightutils import SignMode
 from scipy.sparse import csr_matrix
 
 NEVER_AGAIN = 1 << 30  # steps until a second reset
+GRADED_BITS = 24
 
 
 class Channel:
@@ -83,13 +87,16 @@ def _run(network: Any, arrays: Any, inputs: Any, found: Any) -> None:
         arriving[name], leaving[name] = [Channel() for _ in range(count)], Channel()
         neurons[name] = _neuron(spec, arrays[f"bias/{name}"], arriving[name], leaving[name])
     free = {name: list(channels) for name, channels in arriving.items()}
+    shapes = {name: tuple(spec["shape"]) for name, spec in network["neurons"].items()}
+    shapes |= {"input": inputs.shape[1:], "always_on": (1,)}
+    graded = int(arrays.get("graded", 0))
     synapses = []
     for spec in network["synapses"]:
-        source = inputs.shape[1:] if spec["source"] == "input" else network["neurons"][spec["source"]]["shape"]
+        source = shapes[spec["source"]]
         spikes = Channel()
-        target = network["neurons"][spec["target"]]["shape"]
-        model, spatial = _synapse(spec, arrays, tuple(source), spikes, free[spec["target"]].pop(0))
-        synapses.append((model, spec["source"], spikes, spatial, tuple(source), tuple(target)))
+        bits = GRADED_BITS * graded if spec["source"] == "input" else 0
+        model, spatial = _synapse(spec, arrays, source, bits, (spikes, free[spec["target"]].pop(0)))
+        synapses.append((model, spec, spikes, spatial, source))
     spatial_targets = {spec["target"] for spec in network["synapses"] if spec["kind"] == "conv"}
     values = {}
     for step in range(len(inputs)):
@@ -106,8 +113,9 @@ def _run(network: Any, arrays: Any, inputs: Any, found: Any) -> None:
             found[f"u/{name}"][step], found[f"v/{name}"][step], found[f"s/{name}"][step] = u, v, s != 0
             values[name] = s
         values["input"] = inputs[step]
-        for model, source, spikes, spatial, shape, _ in synapses:
-            x = np.asarray(values[source]).reshape(shape)
+        for model, spec, spikes, spatial, shape in synapses:
+            on = spec["source"] == "always_on"
+            x = np.asarray(step >= spec["starts"] if on else values[spec["source"]]).reshape(shape)
             spikes.data = x.transpose(2, 1, 0) if spatial else x.reshape(-1)
             model.run_spk()  # sends the old sum once more, which nobody receives, and makes the new one
 
@@ -152,11 +160,10 @@ def _neuron(spec: Any, bias: Any, arriving: Any, leaving: Any) -> Any:
     return _built(process, PyLifResetModelBitAcc, ports)
 
 
-def _synapse(spec: Any, arrays: Any, source: Any, spikes: Any, out: Any) -> Any:
+def _synapse(spec: Any, arrays: Any, source: Any, bits: int, channels: Any) -> Any:
     weight = arrays[spec["weight"]]
-    bits = spec.get("num_message_bits", 0)
     mode = {"sign_mode": SignMode(spec["sign_mode"])} if spec.get("sign_mode") else {}
-    ports = {"s_in": [spikes], "a_out": [out]}
+    ports = {"s_in": [channels[0]], "a_out": [channels[1]]}
     exponent = spec.get("weight_exp", 0)
     if spec["kind"] == "conv":
         process = Conv(

@@ -135,7 +135,7 @@ def _layer(graph: SpikingGraph, source: str, waiting: list[str], weighted: str, 
     pools = [name for name in waiting if isinstance(graph.nodes[name], SumPool2d)]
     fields = _fields(neuron, target)
     if isinstance(node, Conv2d) and len(pools) == len(waiting) and not flat:
-        found = _pooled_kernel(graph, node, pools, start, shape)
+        found = pooled_kernel(graph, node, pools, start, shape)
         if found is not None:
             assert not isinstance(found.padding, str)
             settings: dict[str, tuple[int, ...] | int] = {
@@ -147,12 +147,14 @@ def _layer(graph: SpikingGraph, source: str, waiting: list[str], weighted: str, 
             return NetLayer(
                 neuron, weighted, "conv", found.weight, shape, fields, _bias(neuron, target, "conv"), settings
             )
-    matrix = node.weight if isinstance(node, Linear) and not pools else _matrix(graph, source, [*waiting, weighted])
+    matrix = (
+        node.weight if isinstance(node, Linear) and not pools else stretch_matrix(graph, source, [*waiting, weighted])
+    )
     bias = _bias(neuron, target, "dense")
     return NetLayer(neuron, weighted, "dense", matrix, shape, fields, bias, flattened=len(start) > 1 and not flat)
 
 
-def _pooled_kernel(graph: SpikingGraph, node: Conv2d, pools: list[str], start: Shape, shape: Shape) -> Conv2d | None:
+def pooled_kernel(graph: SpikingGraph, node: Conv2d, pools: list[str], start: Shape, shape: Shape) -> Conv2d | None:
     """Return one convolution that does what pools and a convolution do one after another, None if there is none."""
     found = _with_numbers(node)
     if found is None:
@@ -211,7 +213,7 @@ def _spread(node: Conv2d, pool: SumPool2d) -> Conv2d:
     )
 
 
-def _matrix(graph: SpikingGraph, source: str, names: list[str]) -> np.ndarray:
+def stretch_matrix(graph: SpikingGraph, source: str, names: list[str]) -> np.ndarray:
     """Return what a stretch of pools and weights does, as a matrix of flattened sources, (out, in)."""
     shape, outputs = graph.shapes[source], int(np.prod(graph.shapes[names[-1]]))
     inputs = int(np.prod(shape))

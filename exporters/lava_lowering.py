@@ -191,16 +191,18 @@ class _Described:
     def _put_matrix(self, weight: np.ndarray, delays: np.ndarray, names: tuple[str, str, str]) -> None:
         mantissa, spec = _held(names[0], weight)
         kept = float((mantissa != 0).mean())
-        spec["kind"] = "sparse" if 0 < kept < self.sparse_below else "dense"
-        if not delays.any():
-            self._put(spec, mantissa, None, names)
-            return
-        if int(delays.max()) > MAX_DELAY:
-            raise UnsupportedNodeError(
-                f"{names[0]}: needs delays of {int(delays.max())} steps; allowed are 0 to {MAX_DELAY}"
-            )
+        kind = "sparse" if 0 < kept < self.sparse_below else "dense"
         steps = np.broadcast_to(delays, mantissa.shape).astype(np.int32)
-        self._put({**spec, "kind": "delay_dense"}, mantissa, steps, names)
+        if kind == "sparse":
+            steps = np.where(mantissa != 0, steps, 0)  # an absent synapse has no delay
+        if not steps.any():
+            self._put({**spec, "kind": kind}, mantissa, None, names)
+            return
+        if int(steps.max()) > MAX_DELAY:
+            raise UnsupportedNodeError(
+                f"{names[0]}: needs delays of {int(steps.max())} steps; allowed are 0 to {MAX_DELAY}"
+            )
+        self._put({**spec, "kind": f"delay_{kind}"}, mantissa, steps, names)
 
     def _put(
         self, spec: Mapping[str, Any], weight: np.ndarray, delays: np.ndarray | None, names: tuple[str, str, str]

@@ -7,9 +7,9 @@
   the layer is to start anew at that time step; the mantissas of the biases
   are the array ``bias/NAME``.
 * ``synapses``: ``source`` ("input", a neuron, or "always_on" with ``starts``, the step, counted from 0, from which on
-  it spikes), ``target``, ``kind`` (dense, sparse, delay_dense, conv), ``weight`` (name of an array), ``weight_exp``,
-  ``sign_mode`` (Lava's number, 0: left to Lava), ``delay`` (name of an array), ``stride``, ``padding``, ``dilation``
-  (y, x), ``groups``.
+  it spikes), ``target``, ``kind`` (dense, sparse, delay_dense, delay_sparse, conv), ``weight`` (name of an array),
+  ``weight_exp``, ``sign_mode`` (Lava's number, 0: left to Lava), ``delay`` (name of an array), ``stride``,
+  ``padding``, ``dilation`` (y, x), ``groups``. A delay_sparse has no delay where it has no weight.
 
 ``graded`` is 1 where the inputs are whole numbers, 0 (or absent) where they are spikes.
 
@@ -38,8 +38,8 @@ from lava.proc.dense.models import PyDelayDenseModelBitAcc, PyDenseModelBitAcc
 from lava.proc.dense.process import DelayDense, Dense
 from lava.proc.lif.models import PyLifModelBitAcc, PyLifResetModelBitAcc
 from lava.proc.lif.process import LIF, LIFReset
-from lava.proc.sparse.models import PySparseModelBitAcc
-from lava.proc.sparse.process import Sparse
+from lava.proc.sparse.models import PyDelaySparseModelBitAcc, PySparseModelBitAcc
+from lava.proc.sparse.process import DelaySparse, Sparse
 from lava.utils.weightutils import SignMode
 from scipy.sparse import csr_matrix
 
@@ -124,7 +124,7 @@ def _held(model: Any) -> Any:
     """Return the sum a synapse will send, as its model names it."""
     if isinstance(model, PyConvModelFixed):
         return model.a_buf
-    if isinstance(model, PyDelayDenseModelBitAcc):
+    if isinstance(model, (PyDelayDenseModelBitAcc, PyDelaySparseModelBitAcc)):
         return model.a_buff[:, 0]
     return model.a_buff
 
@@ -179,17 +179,18 @@ def _synapse(spec: Any, arrays: Any, source: Any, bits: int, channels: Any) -> A
     if spec["kind"] == "sparse":
         process = Sparse(weights=csr_matrix(weight), weight_exp=exponent, num_message_bits=bits, **mode)
         return _built(process, PySparseModelBitAcc, ports), False
-    if spec["kind"] == "delay_dense":
+    if spec["kind"] in ("delay_dense", "delay_sparse"):
+        sparse = spec["kind"] == "delay_sparse"
         delay = arrays[spec["delay"]].astype(int)  # Lava takes no other integers
-        process = DelayDense(
-            weights=weight,
-            delays=delay,
+        process = (DelaySparse if sparse else DelayDense)(
+            weights=csr_matrix(weight) if sparse else weight,
+            delays=csr_matrix(delay) if sparse else delay,
             max_delay=int(delay.max()),
             weight_exp=exponent,
             num_message_bits=bits,
             **mode,
         )
-        return _built(process, PyDelayDenseModelBitAcc, ports), False
+        return _built(process, PyDelaySparseModelBitAcc if sparse else PyDelayDenseModelBitAcc, ports), False
     process = Dense(weights=weight, weight_exp=exponent, num_message_bits=bits, **mode)
     return _built(process, PyDenseModelBitAcc, ports), False
 

@@ -51,11 +51,13 @@ class Drive:
 
     Attributes:
         weighted: Its name.
+        flattened: True if the sums of a convolution are flattened before the neurons.
         behind: Delay behind the weights in steps, (1,) or one per target, (targets,).
         ways: What reaches it; several are summed.
     """
 
     weighted: str
+    flattened: bool
     behind: np.ndarray
     ways: tuple[Way, ...]
 
@@ -68,7 +70,7 @@ def drives_of(graph: SpikingGraph, neuron: str) -> list[Drive]:
     """
     found = []
     for first in graph.sources(neuron):
-        for name, wiring in _back(graph, first, (Delay,)):
+        for name, wiring in _back(graph, first, (Delay, Flatten)):
             node = graph.nodes[name]
             if not isinstance(node, WEIGHTED):
                 raise UnsupportedNodeError(f"{name}: {type(node).__name__} before neurons has no process of Lava")
@@ -78,7 +80,8 @@ def drives_of(graph: SpikingGraph, neuron: str) -> list[Drive]:
                     f"{name}: has fractional weights and sums {' and '.join(way.source for way in ways)} before it "
                     "rounds, where Lava rounds each; use whole weights, or a node of weights for each"
                 )
-            found.append(Drive(name, _delays(graph, wiring), ways))
+            flattened = any(isinstance(graph.nodes[passed], Flatten) for passed in wiring)
+            found.append(Drive(name, flattened, _delays(graph, wiring), ways))
     return found
 
 
@@ -143,7 +146,8 @@ def synapse_weight(graph: SpikingGraph, drive: Drive, way: Way, *, delayed: bool
     passed = [name for name in way.wiring if not isinstance(graph.nodes[name], Delay)]
     pools = [name for name in passed if isinstance(graph.nodes[name], SumPool2d)]
     whole = bool((node.weight % 1 == 0).all())
-    if isinstance(node, Conv2d) and whole and not delayed and len(pools) == len(passed):
+    spatial = not delayed and not drive.flattened and len(pools) == len(passed)
+    if isinstance(node, Conv2d) and whole and spatial:
         kernel = pooled_kernel(graph, node, pools, shapes[way.source], shapes[drive.weighted])
         if kernel is not None:
             return replace(kernel, bias=None)

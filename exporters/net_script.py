@@ -21,6 +21,7 @@ IMPORTS = {
     "LIF": "lava.proc.lif.process",
     "LIFReset": "lava.proc.lif.process",
     "Monitor": "lava.proc.monitor.process",
+    "DelaySparse": "lava.proc.sparse.process",
     "Sparse": "lava.proc.sparse.process",
     "SignMode": "lava.utils.weightutils",
     "csr_matrix": "scipy.sparse",
@@ -168,7 +169,7 @@ def network_script(features: Shape, layers: Sequence[NetLayer], *, network: str,
         "laid_out": "data.T" if spatial else "data.reshape(steps, -1).T",
         "lava_shape": _lava_shape(last),
         "time_first": "found.transpose(0, 3, 2, 1)" if last.kind == "conv" else "found",
-        "imports": import_lines(set(IMPORTS) - {"DelayDense"}),
+        "imports": import_lines(set(IMPORTS) - {"DelayDense", "DelaySparse"}),
         "kernel": KERNEL,
     }
     names["begin"] = BEGIN.format(**names)

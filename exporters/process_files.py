@@ -28,7 +28,7 @@ from slamp.raster import SpikeRaster
 from slamp.simulate import output_neuron
 
 FORMAT = "slamp-lava-processes-1"
-KINDS = ("dense", "sparse", "delay_dense", "conv")
+KINDS = ("dense", "sparse", "delay_dense", "delay_sparse", "conv")
 NEURON_FIELDS = ("du", "dv", "vth", "bias_exp", "latency")
 SYNAPSE_FIELDS = dict.fromkeys(KINDS, ("weight_exp", "sign_mode")) | {"conv": ("groups",)}
 
@@ -196,7 +196,7 @@ def _synapse_problems(network: ProcessNetwork, synapse: Mapping[str, Any]) -> It
         return
     matrix = (int(np.prod(network.shape(target))), int(np.prod(network.shape(source))))
     yield from _array_problems(network, synapse["weight"], matrix)
-    if kind == "delay_dense":
+    if kind in ("delay_dense", "delay_sparse"):
         yield from _array_problems(network, synapse["delay"], matrix)
         delays = network.arrays[synapse["delay"]]
         if delays.min() < 0 or delays.max() > MAX_DELAY:

@@ -12,6 +12,7 @@ from exporters.lava_lowering import ALWAYS_ON, INPUT
 from exporters.net_script import BEGIN, END, KERNEL, READOUT_TAIL, SPIKING_TAIL, import_lines
 from exporters.process_files import ProcessNetwork
 from slamp.arithmetic import SignMode
+from slamp.conventions import said_steps
 from slamp.nodes import Shape
 
 HEAD = '''"""The network of {network}, built from Lava's processes; written by slamp. Needs lava-nc 0.10.
@@ -20,7 +21,7 @@ HEAD = '''"""The network of {network}, built from Lava's processes; written by s
 
 INPUT.npy holds one sample, (time, {features}): bool for spikes, whole numbers for graded input. OUTPUT.npy gets {what}
 of {output}, (time, {outputs}), aligned with the input: in Lava every synapse takes a step, so that layer answers
-{latency} steps later.
+{late} later.
 
 {why}
 """
@@ -34,6 +35,13 @@ NETWORK = Path(__file__).with_name("{network}")
 LATENCY = {latency}
 '''
 
+PROCESSES = {
+    "dense": "Dense",
+    "sparse": "Sparse",
+    "delay_dense": "DelayDense",
+    "delay_sparse": "DelaySparse",
+    "conv": "Conv",
+}
 NEVER_AGAIN = "NEVER_AGAIN = 1 << 30  # steps until a second reset\n"
 
 ALWAYS_ON_LINE = '''def always_on(steps, starts):
@@ -68,6 +76,7 @@ def process_script(network: ProcessNetwork, *, name: str, readout: bool, why: st
         "output": ascii(output),
         "outputs": ", ".join(map(str, outputs)),
         "latency": network.latency_steps[output],
+        "late": said_steps(network.latency_steps[output]),
         "why": textwrap.fill(f"Why no .net file: {_harmless(why)}", 120),
         "imports": import_lines(_imported(kinds, readout=readout, biased=biased)),
         "laid_out": "data.T" if INPUT in spatial else "data.reshape(steps, -1).T",
@@ -93,10 +102,8 @@ def _imported(kinds: set[str], *, readout: bool, biased: bool) -> set[str]:
     names = {"RunSteps", "Loihi2SimCfg", "RingBuffer as Source", "LIFReset" if biased else "LIF"}
     names |= {"Monitor"} if readout else {"RingBuffer as Sink"}
     names |= {"SignMode"} if kinds - {"conv"} else set()
-    names |= {"csr_matrix"} if "sparse" in kinds else set()
-    return names | {
-        {"dense": "Dense", "sparse": "Sparse", "delay_dense": "DelayDense", "conv": "Conv"}[k] for k in kinds
-    }
+    names |= {"csr_matrix"} if kinds & {"sparse", "delay_sparse"} else set()
+    return names | {PROCESSES[kind] for kind in kinds}
 
 
 def _spatial(network: ProcessNetwork) -> set[str]:
@@ -122,7 +129,7 @@ def _neuron_lines(network: ProcessNetwork, spatial: set[str]) -> Iterator[str]:
         if "reset_offset" in spec:
             kind = "LIFReset"
             arguments += ["reset_interval=NEVER_AGAIN", f"reset_offset={spec['reset_offset']}"]
-        yield f"    # {layer!a} answers {spec['latency']} steps later\n"
+        yield f"    # {layer!a} answers {said_steps(spec['latency'])} later\n"
         yield f"    neurons{index} = {kind}({', '.join(arguments)})\n"
 
 
@@ -151,13 +158,13 @@ def _made(network: ProcessNetwork, synapse: Mapping[str, Any], spatial: set[str]
         return f"Conv({', '.join(arguments)})"
     mode = SignMode(synapse["sign_mode"]).name
     held = [f"weight_exp={synapse['weight_exp']}", f"sign_mode=SignMode.{mode}", *bits]
-    if kind == "sparse":
-        return f"Sparse({', '.join([f'weights=csr_matrix({weight})', *held])})"
-    if kind == "dense":
-        return f"Dense({', '.join([f'weights={weight}', *held])})"
-    delay = synapse["delay"]
-    late = [f"delays=arrays[{delay!a}].astype(int)", f"max_delay={int(network.arrays[delay].max())}"]
-    return f"DelayDense({', '.join([f'weights={weight}', *late, *held])})"
+    weight = f"csr_matrix({weight})" if "sparse" in kind else weight
+    late = []
+    if "delay" in synapse:
+        delay = f"arrays[{synapse['delay']!a}].astype(int)"
+        delay = f"csr_matrix({delay})" if "sparse" in kind else delay
+        late = [f"delays={delay}", f"max_delay={int(network.arrays[synapse['delay']].max())}"]
+    return f"{PROCESSES[kind]}({', '.join([f'weights={weight}', *late, *held])})"
 
 
 def _wiring(network: ProcessNetwork, number: Mapping[str, int], spatial: set[str]) -> Iterator[str]:

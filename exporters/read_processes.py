@@ -1,7 +1,7 @@
 """Reads ``network.npz`` back into a fixed-point graph: what Lava computes from it, in slamp's own nodes.
 
 Steps in Lava become steps of the graph by the latencies the file states. A synapse with several delays becomes one node
-of weights per delay, as Lava's `DelayDense` rounds its sums; a line that is always on becomes a bias. Layers that also
+of weights per delay, as Lava rounds its sums; a line that is always on becomes a bias. Layers that also
 get the sums of matrices are flat, and so are the ones behind, as no node folds them into (channels, y, x).
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from exporters.lava_lowering import ALWAYS_ON, INPUT, NEVER_FIRES
 from exporters.net_layers import stretch_matrix
 from exporters.process_files import ProcessNetwork, read_process_network
-from slamp.arithmetic import DECAY_ONE, SHIFT, FixedPoint
+from slamp.arithmetic import DECAY_ONE, MAX_DELAY, SHIFT, FixedPoint
 from slamp.errors import ArtifactError, GraphError, UnsupportedNodeError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
@@ -61,7 +61,7 @@ class _Reading:
     def __init__(self, network: ProcessNetwork) -> None:
         self.network = network
         self.latency = network.latency_steps | {INPUT: 0}
-        self.biases = _channel_biases(network)
+        self.biases = _biases(network)
         self.folded = _folded(network, self.biases)
         self.nodes: dict[str, Node] = {INPUT: Input(network.shape(INPUT))}
         self.edges: list[tuple[str, str]] = []
@@ -70,14 +70,15 @@ class _Reading:
     def graph(self, dt: float) -> SpikingGraph:
         """Return the finished graph."""
         for index, synapse in enumerate(self.network.synapses):
+            line = self.biases.get(index)
+            bias = None if line is None else self.network.weights(self.network.synapses[line])[:, 0]
             if synapse["source"] == ALWAYS_ON:
-                if not (synapse["target"] in self.folded and index in self.biases.values()):
+                if index not in self.biases.values():
                     self._add_line(f"line{index}", synapse)
             elif synapse["kind"] == "conv":
-                line = self.biases.get(index) if synapse["target"] in self.folded else None
-                self._add_convolution(f"synapse{index}", synapse, line)
+                self._add_convolution(f"synapse{index}", synapse, bias)
             else:
-                self._add_matrix(f"synapse{index}", synapse, self.network.weights(synapse))
+                self._add_matrix(f"synapse{index}", synapse, self.network.weights(synapse), bias)
         for name, spec in self.network.neurons.items():
             self.nodes[name] = self._neuron(name, spec)
         output = self.network.output
@@ -105,18 +106,20 @@ class _Reading:
         axes = len(self._shape(source))
         return source if axes == 1 else self._put(f"{name}_flat", Flatten(0, axes - 1), source)
 
-    def _add_matrix(self, name: str, synapse: Mapping[str, Any], weights: np.ndarray) -> None:
+    def _add_matrix(self, name: str, synapse: Mapping[str, Any], weights: np.ndarray, bias: np.ndarray | None) -> None:
         source, target = synapse["source"], synapse["target"]
-        late = self.latency[source] + 1 - self.latency[target] + self._delays(synapse)
+        late = np.broadcast_to(self.latency[source] + 1 - self.latency[target] + self._delays(synapse), weights.shape)
+        late = np.where(weights != 0, late, late[weights != 0].min(initial=MAX_DELAY))  # only synapses there are
         where = f"{synapse['name']} from {source} to {target}"
         if late.min() < 0:
             raise ArtifactError(f"{where}: arrives {-late.min()} steps before the step it was sent in; delay it more")
-        late = np.broadcast_to(late, weights.shape)
         start = self._flat(name, source)
         for steps in np.unique(late):
             before = self._late(f"{name}_delay{steps}", np.full(weights.shape[1], steps), start)
             kept = frozen_array(np.where(late == steps, weights, 0))
-            self.edges.append((self._put(f"{name}_{steps}", Linear(kept), before), target))
+            node = Linear(kept) if bias is None else Affine(kept, frozen_array(bias))
+            self.edges.append((self._put(f"{name}_{steps}", node, before), target))
+            bias = None
 
     def _late(self, name: str, steps: np.ndarray, source: str) -> str:
         return self._put(name, Delay(frozen_array(steps)), source) if steps.any() else source
@@ -125,23 +128,21 @@ class _Reading:
         delays = self.network.arrays[synapse["delay"]] if "delay" in synapse else np.zeros((1, 1))
         return delays.astype(np.int64)
 
-    def _add_convolution(self, name: str, synapse: Mapping[str, Any], line: int | None) -> None:
-        """Add a convolution, the line of a bias with it if that is the same for every channel."""
+    def _add_convolution(self, name: str, synapse: Mapping[str, Any], bias: np.ndarray | None) -> None:
         source, target = synapse["source"], synapse["target"]
         node = _convolution(self.network, synapse)
         if len(self._shape(source)) != 3:
             shape = self.network.shape(source)
             nodes: dict[str, Node] = {INPUT: Input(shape), "conv": node, "output": Output(self.network.shape(target))}
             single = SpikingGraph(nodes, ((INPUT, "conv"), ("conv", "output")), 1.0, FixedPoint())
-            self._add_matrix(name, synapse, stretch_matrix(single, INPUT, ["conv"]))
+            self._add_matrix(name, synapse, stretch_matrix(single, INPUT, ["conv"]), bias)
             return
         late = self.latency[source] + 1 - self.latency[target]
         if late < 0:
             where = f"{synapse['name']} from {source} to {target}"
             raise ArtifactError(f"{where}: arrives {-late} steps before the step it was sent in")
-        if line is not None:
-            weights = self.network.weights(self.network.synapses[line])
-            node = replace(node, bias=frozen_array(weights.reshape(len(node.weight), -1)[:, 0]))
+        if bias is not None:
+            node = replace(node, bias=frozen_array(bias.reshape(len(node.weight), -1)[:, 0]))
         before = self._late(f"{name}_delay", np.full(self._shape(source), late), source)
         conv = self._put(name, node, before)
         self.edges.append((conv if target in self.folded else self._put(f"{name}_flat", Flatten(0, 2), conv), target))
@@ -174,27 +175,37 @@ class _Reading:
         return CubaLIF(*decays, v_leak, uniform(float(spec["vth"] << SHIFT), shape), uniform(0.0, shape))
 
 
-def _channel_biases(network: ProcessNetwork) -> dict[int, int]:
-    """Return for convolutions the line of a bias into the same layer, if that is one number per channel, on in time."""
+def _biases(network: ProcessNetwork) -> dict[int, int]:
+    """Return for synapses the always-on line that can be their bias: on in time, one number per channel of a Conv."""
     found: dict[int, int] = {}
-    for index, synapse in enumerate(network.synapses):
-        if synapse["source"] != ALWAYS_ON:
+    for index, line in enumerate(network.synapses):
+        if line["source"] != ALWAYS_ON or "delay" in line:
             continue
-        target, weights = synapse["target"], network.weights(synapse)
-        each = weights.reshape(network.shape(target)[0], -1)
-        on_time = "delay" not in synapse and synapse["starts"] + 1 == network.latency_steps[target]
-        free = [
+        if line["starts"] + 1 != network.latency_steps[line["target"]]:
+            continue
+        able = [
             other
-            for other, conv in enumerate(network.synapses)
-            if conv["kind"] == "conv" and conv["target"] == target and other not in found
+            for other, synapse in enumerate(network.synapses)
+            if synapse["target"] == line["target"] and other not in found and _takes(network, synapse, line)
         ]
-        if free and on_time and bool((each == each[:, :1]).all()):
-            found[free[0]] = index
+        able.sort(key=lambda other: network.synapses[other]["name"] != line["name"])
+        found |= dict.fromkeys(able[:1], index)
     return found
 
 
+def _takes(network: ProcessNetwork, synapse: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
+    """True if a line added to a synapse's sums before they are rounded is the same as added after."""
+    if synapse["source"] == ALWAYS_ON or "delay" in synapse:
+        return False
+    bias, weights = network.weights(line), network.weights(synapse)
+    if synapse["kind"] == "conv":
+        each = bias.reshape(len(weights), -1)
+        return bool((each == each[:, :1]).all())
+    return bool((weights % 1 == 0).all() or (bias % 1 == 0).all())
+
+
 def _folded(network: ProcessNetwork, biases: Mapping[int, int]) -> set[str]:
-    """Return the layers that get nothing but convolutions of such layers or of the input, and biases per channel."""
+    """Return the layers that get nothing but convolutions of such layers or of the input, and their biases."""
     folded = {INPUT, *(name for name in network.neurons if len(network.shape(name)) == 3)}
     while True:
         flat = {

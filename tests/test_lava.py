@@ -206,6 +206,7 @@ def lowered() -> dict[str, SpikingGraph]:
         "pool and linear": graph(SumPool2d((2, 2), (2, 2)), Flatten(0, 2), Linear(weights(5, 32))),
         "pool and convolution": graph(SumPool2d((2, 2), (2, 2)), kernel(3, 2, 3, 3, padding=(1, 1))),
         "pool and fractions": graph(SumPool2d((2, 2), (2, 2)), Flatten(0, 2), Linear(weights(5, 32, unit=0.25))),
+        "convolution and Flatten": graph(kernel(3, 2, 3, 3, bias=[4, -9, 40]), Flatten(0, 2)),
         "uneven padding": graph(kernel(3, 2, 2, 2, padding="same")),
         "one axis": graph(line, features=(2, 9)),
         "delay and convolution": graph(steps(0, 9, 2, 8, 8), kernel(3, 2, 3, 3, stride=(2, 1))),
@@ -245,8 +246,8 @@ def test_pools_biases_and_other_convolutions_equal_lava_in_every_cell() -> None:
 def test_what_has_no_process_of_lava_is_refused() -> None:
     spatial = ones(2, 1, 4, 4)
     conv = Conv2d(frozen_array(np.ones((1, 1, 1, 1))), None, (1, 1), (0, 0), (1, 1), 1)
-    with pytest.raises(UnsupportedNodeError, match="n1: Flatten before neurons has no process"):
-        lava_network(chain(conv, Flatten(0, 2), cuba((16,)), features=(1, 4, 4)), spatial)
+    with pytest.raises(UnsupportedNodeError, match="n1: SumPool2d before neurons has no process"):
+        lava_network(chain(conv, SumPool2d((2, 2), (2, 2)), cuba((1, 2, 2)), features=(1, 4, 4)), spatial)
     rounded = Affine(frozen_array(np.full((1, 1), 0.5)), frozen_array(np.full(1, 0.5)))
     with pytest.raises(UnsupportedNodeError, match="n0: weights and bias are fractional"):
         lava_network(chain(rounded, cuba((1,)), features=(1,)), ones(2, 1))

@@ -187,12 +187,19 @@ def _synapse_problems(network: ProcessNetwork, synapse: Mapping[str, Any]) -> It
     if not least <= synapse.get("weight_exp", 0) <= most:
         yield f"{where}: weight_exp is {synapse['weight_exp']}, allowed are {least} to {most}"
     if kind == "conv":
-        for key in ("stride", "padding", "dilation"):
-            if len(synapse[key]) != 2 or not all(isinstance(number, int) for number in synapse[key]):
-                yield f"{where}: {key} is {synapse[key]}, allowed are two whole numbers"
+        for key, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
+            if len(synapse[key]) != 2 or not all(
+                isinstance(number, int) and number >= least for number in synapse[key]
+            ):
+                yield f"{where}: {key} is {synapse[key]}, allowed are two whole numbers from {least} on"
+        if synapse["groups"] < 1:
+            yield f"{where}: groups is {synapse['groups']}, allowed are whole numbers from 1 on"
         if len(network.shape(source)) != 3 or len(network.shape(target)) != 3:
             yield f"{where}: is a convolution between layers that are not (channels, y, x)"
         yield from _array_problems(network, synapse["weight"], None)
+        channels = network.arrays[synapse["weight"]].shape[0]
+        if channels != network.shape(target)[0]:
+            yield f"{where}: its kernel has {channels} outputs, its target {network.shape(target)[0]} channels"
         return
     matrix = (int(np.prod(network.shape(target))), int(np.prod(network.shape(source))))
     yield from _array_problems(network, synapse["weight"], matrix)

@@ -400,7 +400,7 @@ DAMAGED = {
     "missing": (lambda header, arrays: arrays.pop("bias/na"), "not a readable .* file .KeyError: 'bias/na'"),
     "stride": (
         lambda header, arrays: header["synapses"][0].update(kind="conv", stride=[1], groups=1),
-        r"a from input to na: stride is \[1\], allowed are two whole numbers",
+        r"a from input to na: stride is \[1\], allowed are two whole numbers from 1 on",
     ),
     "flat": (
         lambda header, arrays: header["synapses"][0].update(
@@ -420,6 +420,18 @@ def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
         LavaExporter().replay(artifact, samples(skip()))
     with pytest.raises(ArtifactError, match=message):
         reread(artifact, samples(skip()))
+
+
+def test_a_kernel_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    graph = pooled_branch()
+    artifact = LavaExporter().write(graph, tmp_path / "out")
+    edited(artifact, synapse(0, "groups", 0))
+    with pytest.raises(ArtifactError, match="a from input to na: groups is 0, allowed are whole numbers from 1 on"):
+        reread(artifact, samples(graph))
+    edited(artifact, synapse(0, "groups", 1))
+    edited(artifact, array("weight/a/input", np.ones((4, 2, 3, 3), np.int32)))
+    with pytest.raises(ArtifactError, match="a from input to na: its kernel has 4 outputs, its target 3 channels"):
+        reread(artifact, samples(graph))
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:

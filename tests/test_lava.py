@@ -206,7 +206,6 @@ def lowered() -> dict[str, SpikingGraph]:
         "pool and linear": graph(SumPool2d((2, 2), (2, 2)), Flatten(0, 2), Linear(weights(5, 32))),
         "pool and convolution": graph(SumPool2d((2, 2), (2, 2)), kernel(3, 2, 3, 3, padding=(1, 1))),
         "pool and fractions": graph(SumPool2d((2, 2), (2, 2)), Flatten(0, 2), Linear(weights(5, 32, unit=0.25))),
-        "fractional kernel": graph(Conv2d(weights(3, 2, 3, 3, unit=0.5), None, (1, 1), (0, 0), (1, 1), 1)),
         "convolution and Flatten": graph(kernel(3, 2, 3, 3, bias=[4, -9, 40]), Flatten(0, 2)),
         "uneven padding": graph(kernel(3, 2, 2, 2, padding="same")),
         "one axis": graph(line, features=(2, 9)),
@@ -225,6 +224,7 @@ def lowered() -> dict[str, SpikingGraph]:
         "bias and delay": graph(
             Affine(weights(4, 10), frozen_array(np.array([60.0, -9, 30, 2]))), steps(0, 7, 4), features=(10,)
         ),
+        "fractional kernel": graph(Conv2d(weights(3, 2, 3, 3, unit=0.5), None, (1, 1), (0, 0), (1, 1), 1)),
     }
 
 

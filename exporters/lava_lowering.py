@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from exporters.lava_paths import Drive, Way, drives_of, synapse_weight
 from slamp.arithmetic import DECAY_ONE, MAX_DELAY, SHIFT, FixedPoint, bias_format, weight_format
 from slamp.errors import UnsupportedNodeError
 from slamp.graph import SpikingGraph
-from slamp.nodes import (
-    IF,
-    LIF,
-    NEURON,
-    READOUT,
-    WEIGHTED,
-    Conv1d,
-    Conv2d,
-    CubaLI,
-    CubaLIF,
-    Delay,
-    Flatten,
-    Input,
-    Linear,
-    Neuron,
-    Weighted,
-)
+from slamp.nodes import IF, LIF, NEURON, READOUT, Conv2d, CubaLI, CubaLIF, Linear, Neuron
 from slamp.raster import SpikeRaster
 from slamp.simulate import check_raster
 
 NEVER_FIRES = 131072  # membranes saturate one below 64 times that
+INPUT, ALWAYS_ON = "input", "always_on"  # sources that are no neurons
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,109 +41,85 @@ def lava_network(graph: SpikingGraph, raster: SpikeRaster) -> LavaNetwork:
         UnsupportedNodeError: The graph is in float, or a node has no process of Lava; the message names it.
         RasterError: The raster does not fit the graph.
     """
+    network = lava_description(graph)
+    check_raster(graph, raster)
+    return with_inputs(network, raster)
+
+
+def with_inputs(network: LavaNetwork, raster: SpikeRaster) -> LavaNetwork:
+    """Add what the network is to be run on, padded by the steps the last layer answers later."""
+    inputs = raster.numpy().astype(np.int32)
+    empty = np.zeros((max(network.latency_steps.values()), *inputs.shape[1:]), dtype=np.int32)
+    given = {"inputs": np.concatenate([inputs, empty]), "graded": np.array(int(not raster.is_spikes))}
+    return LavaNetwork({**network.arrays, **given}, network.latency_steps)
+
+
+def lava_description(graph: SpikingGraph, *, sparse_below: float = 0.0) -> LavaNetwork:
+    """Say a fixed-point graph in Lava's processes, without anything to run it on.
+
+    Args:
+        graph: The graph.
+        sparse_below: Matrices of which a smaller share is left are held by Sparse, which has no pruned synapses.
+
+    Raises:
+        UnsupportedNodeError: The graph is in float, or a node has no process of Lava; the message names it.
+    """
     if not isinstance(graph.arithmetic, FixedPoint):
         raise UnsupportedNodeError("graph: is in float32, and Lava's fixed_pt models compute in integers")
-    check_raster(graph, raster)
-    found = {name: list(_synapses(graph, name)) for name, node in graph.nodes.items() if isinstance(node, NEURON)}
-    latency = _latency(graph, found)
-    arrays: dict[str, np.ndarray] = {}
+    drives = {name: drives_of(graph, name) for name in graph.order if isinstance(graph.nodes[name], NEURON)}
+    for name in drives:
+        if name in (INPUT, ALWAYS_ON):
+            raise UnsupportedNodeError(f"{name}: is a layer of neurons, and the name is taken; call it otherwise")
+    latency = _latency(graph, drives)
+    described = _Described(graph, latency, sparse_below)
     neurons: dict[str, Any] = {}
-    synapses: list[dict[str, Any]] = []
-    for name, into in found.items():
+    for name, into in drives.items():
         node = graph.nodes[name]
         assert isinstance(node, NEURON)
-        arrays[f"bias/{name}"], exponent = _bias(name, node)
+        described.arrays[f"bias/{name}"], exponent = _bias(name, node)
         neurons[name] = {**_parameters(name, node), "shape": graph.shapes[name], "bias_exp": exponent}
-        for synapse in into:
-            spec = _process(graph, synapse, latency[name] - latency[synapse.source] - 1, arrays)
-            graded = int(synapse.source == graph.input and not raster.is_spikes)
-            source = "input" if synapse.source == graph.input else synapse.source
-            synapses.append({**spec, "source": source, "target": name, "num_message_bits": 24 * graded})
+        neurons[name]["latency"] = latency[name]
+        for drive in into:
+            for way in drive.ways:
+                described.add_synapse(drive, way, name)
+            described.add_line(drive, name)
     del latency[graph.input]
-    if any(bool(arrays[f"bias/{name}"].any()) for name in neurons):
+    if any(bool(described.arrays[f"bias/{name}"].any()) for name in neurons):
         # Biases run from Lava's first step on: every layer starts anew at the step in which the first input reaches it.
         for name, parameters in neurons.items():
             parameters["reset_offset"] = latency[name] + 1  # Lava's steps count from 1
-        _check_quiet_start(graph, found, synapses, latency)
-    inputs = raster.numpy().astype(np.int32)
-    empty = np.zeros((max(latency.values()), *inputs.shape[1:]), dtype=np.int32)
-    arrays["inputs"] = np.concatenate([inputs, empty])
-    text = json.dumps({"neurons": neurons, "synapses": synapses})
-    arrays["network"] = np.frombuffer(text.encode(), dtype=np.uint8)
+        _check_quiet_start(graph, drives, described.synapses, latency)
+    text = json.dumps({"input": graph.shapes[graph.input], "neurons": neurons, "synapses": described.synapses})
+    arrays = {"network": np.frombuffer(text.encode(), dtype=np.uint8), **described.arrays}
     return LavaNetwork(arrays, latency)
 
 
-@dataclass(frozen=True, eq=False)
-class _Synapse:
-    """A weighted node between two layers of neurons.
-
-    ``before`` and ``behind`` are the delays of the graph in front of and behind the weights: one number, or one per
-    source (target).
-    """
-
-    weighted: str
-    source: str
-    before: np.ndarray
-    behind: np.ndarray
-
-    @property
-    def least(self) -> int:
-        return int(self.before.min() + self.behind.min())
-
-
-def _synapses(graph: SpikingGraph, neuron: str) -> Iterator[_Synapse]:
-    """Yield everything that drives a neuron layer."""
-    for first in graph.sources(neuron):
-        name, behind = _through_delays(graph, first, wiring=Delay)
-        node = graph.nodes[name]
-        if not isinstance(node, WEIGHTED) or isinstance(node, Conv1d):
-            raise UnsupportedNodeError(f"{name}: {type(node).__name__} before neurons has no process of Lava")
-        for found in graph.sources(name):
-            source, before = _through_delays(graph, found, wiring=(Delay, Flatten))
-            if isinstance(graph.nodes[source], READOUT) or not isinstance(graph.nodes[source], (Input, *NEURON)):
-                raise UnsupportedNodeError(
-                    f"{source}: {type(graph.nodes[source]).__name__} before {name} has no process of Lava"
-                )
-            yield _Synapse(name, source, before, behind)
-
-
-def _through_delays(graph: SpikingGraph, name: str, *, wiring: type | tuple[type, ...]) -> tuple[str, np.ndarray]:
-    """Go back over wiring; return what stands before it, and the sum of its delays."""
-    steps = np.zeros(1, dtype=np.int64)
-    while isinstance(node := graph.nodes[name], wiring):
-        if isinstance(node, Delay):
-            late = node.steps.reshape(-1).astype(np.int64)
-            uniform = bool((late == late[0]).all())
-            steps = steps + (late[:1] if uniform else late)
-        sources = graph.sources(name)
-        if len(sources) != 1:
-            raise UnsupportedNodeError(
-                f"{name}: reads the sum of {' and '.join(sources)}, which has no process of Lava"
-            )
-        (name,) = sources
-    return name, steps
-
-
-def _latency(graph: SpikingGraph, found: Mapping[str, list[_Synapse]]) -> dict[str, int]:
+def _latency(graph: SpikingGraph, drives: Mapping[str, list[Drive]]) -> dict[str, int]:
     """Return by how many steps each layer answers later in Lava: least numbers with which no delay is negative."""
-    latency = {graph.input: 0} | dict.fromkeys(found, 1)
+    latency = {graph.input: 0} | dict.fromkeys(drives, 1)
     for _ in range(len(latency)):
         changed = False
-        for name, into in found.items():
-            needed = max(latency[synapse.source] + 1 - synapse.least for synapse in into)
+        for name, into in drives.items():
+            needed = max(latency[way.source] + 1 - _least(drive, way) for drive in into for way in drive.ways)
             if needed > latency[name]:
                 latency[name], changed = needed, True
         if not changed:
             return latency
-    late = next(name for name, into in found.items() if any(synapse.least for synapse in into))
+    late = next(
+        name for name, into in drives.items() if any(_least(drive, way) for drive in into for way in drive.ways)
+    )
     raise UnsupportedNodeError(
         f"{late}: lies on a cycle of more synapses than steps of delay; each takes a step in Lava, so delay it more"
     )
 
 
+def _least(drive: Drive, way: Way) -> int:
+    return int(way.before.min() + drive.behind.min())
+
+
 def _check_quiet_start(
     graph: SpikingGraph,
-    found: Mapping[str, list[_Synapse]],
+    drives: Mapping[str, list[Drive]],
     synapses: list[dict[str, Any]],
     latency: Mapping[str, int],
 ) -> None:
@@ -165,10 +127,11 @@ def _check_quiet_start(
 
     In a chain without delays every such spike arrives before its target starts anew, which forgets it.
     """
-    lasting = any(spec["kind"] == "delay_dense" for spec in synapses) or any(
-        synapse.source != graph.input and latency[synapse.source] >= latency[name]
-        for name, into in found.items()
-        for synapse in into
+    lasting = any("delay" in spec and spec["source"] != ALWAYS_ON for spec in synapses) or any(
+        way.source != graph.input and latency[way.source] >= latency[name]
+        for name, into in drives.items()
+        for drive in into
+        for way in drive.ways
     )
     for name in latency if lasting else ():
         node = graph.nodes[name]
@@ -179,55 +142,93 @@ def _check_quiet_start(
             )
 
 
-def _process(graph: SpikingGraph, synapse: _Synapse, added: int, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return a synapse process; ``added`` steps bring the source to the latency of the target."""
-    name = synapse.weighted
-    node = graph.weighted[name]
-    kind, settings = _kind(name, node)
-    key = f"weight/{name}/{synapse.source}"
-    arrays[key], held = _weight(node)
-    spec = {"kind": kind, "weight": key, **held, **settings}
-    if not synapse.before.any() and not synapse.behind.any() and added == 0:
-        return spec
-    if isinstance(node, Conv2d):
-        if int(synapse.before.max() + synapse.behind.max()) + added == 0:
-            return spec
-        raise UnsupportedNodeError(
-            f"{name}: is a convolution with a delay, which Lava's Conv has not; use a linear layer"
-        )
-    outputs, inputs = node.weight.shape
-    steps = np.broadcast_to(synapse.behind[:, None] + synapse.before[None, :] + added, (outputs, inputs))
-    if not steps.any():
-        return spec
-    if synapse.before.size > 1 and held["weight_exp"] < 0:
-        whole = bool((node.weight % 1 == 0).all())
-        if not whole:
+@dataclass
+class _Described:
+    """Synapse processes of a graph and their arrays, as they are found."""
+
+    graph: SpikingGraph
+    latency: Mapping[str, int]
+    sparse_below: float
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    synapses: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_synapse(self, drive: Drive, way: Way, target: str) -> None:
+        """Add the process between two layers; delays bring the source to the latency of the target."""
+        name, graph = drive.weighted, self.graph
+        added = self.latency[target] - self.latency[way.source] - 1
+        node = graph.weighted[name]
+        delays = way.before[None, :] + drive.behind[:, None] + added
+        weight = synapse_weight(graph, drive, way, delayed=bool(delays.any()))
+        source = INPUT if way.source == graph.input else way.source
+        if isinstance(weight, Conv2d):
+            _held(name, weight.weight)
+            settings = {"stride": weight.stride, "padding": weight.padding, "dilation": weight.dilation}
+            # Lava's Conv knows no exponent and takes effective weights.
+            spec = {"kind": "conv", **settings, "groups": weight.groups}
+            self._put(spec, weight.weight.astype(np.int32), None, (name, source, target))
+            return
+        if way.before.size > 1 and bool((node.weight % 1 != 0).any()):
             raise UnsupportedNodeError(
                 f"{name}: has fractional weights behind different delays, whose sums Lava rounds delay by delay"
             )
-    if int(steps.max()) > MAX_DELAY:
-        raise UnsupportedNodeError(f"{name}: needs delays of {int(steps.max())} steps; allowed are 0 to {MAX_DELAY}")
-    arrays[f"delay/{name}/{synapse.source}"] = steps.astype(np.int32)
-    return {**spec, "kind": "delay_dense", "delay": f"delay/{name}/{synapse.source}"}
+        self._put_matrix(weight, delays, (name, source, target))
+
+    def add_line(self, drive: Drive, target: str) -> None:
+        """Add the bias of the weights as an input line that is on from the step in which the target starts."""
+        name, node = drive.weighted, self.graph.weighted[drive.weighted]
+        if isinstance(node, Linear) or node.bias is None or not node.bias.any():
+            return
+        if bool((node.weight % 1 != 0).any()) and bool((node.bias % 1 != 0).any()):
+            raise UnsupportedNodeError(
+                f"{name}: weights and bias are fractional, and Lava rounds the sums of both apart; use a whole bias"
+            )
+        shape = self.graph.shapes[name]
+        bias = np.broadcast_to(node.bias.reshape(-1, *(1,) * (len(shape) - 1)), shape).reshape(-1, 1)
+        self._put_matrix(bias, drive.behind[:, None], (name, ALWAYS_ON, target))
+        # A line that is on in a step is heard in the next one; the target starts at its latency, counted from 0.
+        self.synapses[-1]["starts"] = self.latency[target] - 1
+
+    def _put_matrix(self, weight: np.ndarray, delays: np.ndarray, names: tuple[str, str, str]) -> None:
+        mantissa, spec = _held(names[0], weight)
+        kept = float((mantissa != 0).mean())
+        kind = "sparse" if 0 < kept < self.sparse_below else "dense"
+        steps = np.broadcast_to(delays, mantissa.shape).astype(np.int32)
+        if kind == "sparse":
+            steps = np.where(mantissa != 0, steps, 0)  # an absent synapse has no delay
+        if not steps.any():
+            self._put({**spec, "kind": kind}, mantissa, None, names)
+            return
+        if int(steps.max()) > MAX_DELAY:
+            raise UnsupportedNodeError(
+                f"{names[0]}: needs delays of {int(steps.max())} steps; allowed are 0 to {MAX_DELAY}"
+            )
+        self._put({**spec, "kind": f"delay_{kind}"}, mantissa, steps, names)
+
+    def _put(
+        self, spec: Mapping[str, Any], weight: np.ndarray, delays: np.ndarray | None, names: tuple[str, str, str]
+    ) -> None:
+        name, source, target = names
+        key = next(key for key in _keys(f"{name}/{source}") if f"weight/{key}" not in self.arrays)
+        arrays = {"weight": weight} if delays is None else {"weight": weight, "delay": delays}
+        self.arrays |= {f"{what}/{key}": array for what, array in arrays.items()}
+        held = {what: f"{what}/{key}" for what in arrays}
+        self.synapses.append({**spec, **held, "name": name, "source": source, "target": target})
 
 
-def _kind(name: str, node: Weighted) -> tuple[str, dict[str, Any]]:
-    if not isinstance(node, Linear) and node.bias is not None and bool((node.bias != 0).any()):
-        raise UnsupportedNodeError(f"{name}: a bias in the current needs an input line that is always on")
-    if not isinstance(node, Conv2d):
-        return "dense", {}
-    if node.padding == "same":
-        raise UnsupportedNodeError(f"{name}: pads one side more than the other, which Lava's Conv cannot")
-    settings = {"stride": node.stride, "padding": node.padding, "dilation": node.dilation, "groups": node.groups}
-    return "conv", settings
+def _keys(first: str) -> Iterator[str]:
+    """Yield names: one weighted node may be several processes."""
+    yield first
+    yield from (f"{first}/{number}" for number in range(2, 1 << 30))
 
 
-def _weight(node: Weighted) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return what Lava's process takes for a weight; its Conv knows no exponent and takes effective weights."""
-    if isinstance(node, Conv2d):
-        return node.weight.astype(np.int32), {}
-    held = weight_format(node.weight)
-    assert held is not None
+def _held(name: str, weight: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the mantissas, and exponent and sign mode as Lava's processes take them."""
+    held = weight_format(weight)
+    if held is None:
+        raise UnsupportedNodeError(
+            f"{name}: with the pools before it its weights run from {weight.min():g} to {weight.max():g} and need more "
+            "than 8 bits; use smaller weights, or pools that do not overlap"
+        )
     return held.mantissa, {"weight_exp": held.exponent, "sign_mode": held.sign_mode.value}
 
 

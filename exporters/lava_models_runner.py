@@ -6,9 +6,12 @@
 * ``neurons``: by name ``shape`` (torch order), ``du``, ``dv``, ``vth``, ``bias_exp``, and ``reset_offset`` where
   the layer is to start anew at that time step; the mantissas of the biases
   are the array ``bias/NAME``.
-* ``synapses``: ``source`` ("input" or a neuron), ``target``, ``kind`` (dense, sparse, delay_dense, conv), ``weight``
-  (name of an array), ``weight_exp``, ``sign_mode`` (Lava's number, 0: left to Lava), ``num_message_bits``, ``delay``
-  (name of an array), ``stride``, ``padding``, ``dilation`` (y, x), ``groups``.
+* ``synapses``: ``source`` ("input", a neuron, or "always_on" with ``starts``, the step, counted from 0, from which on
+  it spikes), ``target``, ``kind`` (dense, sparse, delay_dense, delay_sparse, conv), ``weight`` (name of an array),
+  ``weight_exp``, ``sign_mode`` (Lava's number, 0: left to Lava), ``delay`` (name of an array), ``stride``,
+  ``padding``, ``dilation`` (y, x), ``groups``. A delay_sparse has no delay where it has no weight.
+
+``graded`` is 1 where the inputs are whole numbers, 0 (or absent) where they are spikes.
 
 The output file gets ``u/NAME``, ``v/NAME``, ``s/NAME`` of every neuron layer, (time, batch, *shape). The models are
 built by the compiler's own builder, and their ports by Lava's own classes; only the channels between them are lists.
@@ -35,12 +38,13 @@ from lava.proc.dense.models import PyDelayDenseModelBitAcc, PyDenseModelBitAcc
 from lava.proc.dense.process import DelayDense, Dense
 from lava.proc.lif.models import PyLifModelBitAcc, PyLifResetModelBitAcc
 from lava.proc.lif.process import LIF, LIFReset
-from lava.proc.sparse.models import PySparseModelBitAcc
-from lava.proc.sparse.process import Sparse
+from lava.proc.sparse.models import PyDelaySparseModelBitAcc, PySparseModelBitAcc
+from lava.proc.sparse.process import DelaySparse, Sparse
 from lava.utils.weightutils import SignMode
 from scipy.sparse import csr_matrix
 
 NEVER_AGAIN = 1 << 30  # steps until a second reset
+GRADED_BITS = 24
 
 
 class Channel:
@@ -83,13 +87,16 @@ def _run(network: Any, arrays: Any, inputs: Any, found: Any) -> None:
         arriving[name], leaving[name] = [Channel() for _ in range(count)], Channel()
         neurons[name] = _neuron(spec, arrays[f"bias/{name}"], arriving[name], leaving[name])
     free = {name: list(channels) for name, channels in arriving.items()}
+    shapes = {name: tuple(spec["shape"]) for name, spec in network["neurons"].items()}
+    shapes |= {"input": inputs.shape[1:], "always_on": (1,)}
+    graded = int(arrays.get("graded", 0))
     synapses = []
     for spec in network["synapses"]:
-        source = inputs.shape[1:] if spec["source"] == "input" else network["neurons"][spec["source"]]["shape"]
+        source = shapes[spec["source"]]
         spikes = Channel()
-        target = network["neurons"][spec["target"]]["shape"]
-        model, spatial = _synapse(spec, arrays, tuple(source), spikes, free[spec["target"]].pop(0))
-        synapses.append((model, spec["source"], spikes, spatial, tuple(source), tuple(target)))
+        bits = GRADED_BITS * graded if spec["source"] == "input" else 0
+        model, spatial = _synapse(spec, arrays, source, bits, (spikes, free[spec["target"]].pop(0)))
+        synapses.append((model, spec, spikes, spatial, source))
     spatial_targets = {spec["target"] for spec in network["synapses"] if spec["kind"] == "conv"}
     values = {}
     for step in range(len(inputs)):
@@ -106,8 +113,9 @@ def _run(network: Any, arrays: Any, inputs: Any, found: Any) -> None:
             found[f"u/{name}"][step], found[f"v/{name}"][step], found[f"s/{name}"][step] = u, v, s != 0
             values[name] = s
         values["input"] = inputs[step]
-        for model, source, spikes, spatial, shape, _ in synapses:
-            x = np.asarray(values[source]).reshape(shape)
+        for model, spec, spikes, spatial, shape in synapses:
+            on = spec["source"] == "always_on"
+            x = np.asarray(step >= spec["starts"] if on else values[spec["source"]]).reshape(shape)
             spikes.data = x.transpose(2, 1, 0) if spatial else x.reshape(-1)
             model.run_spk()  # sends the old sum once more, which nobody receives, and makes the new one
 
@@ -116,7 +124,7 @@ def _held(model: Any) -> Any:
     """Return the sum a synapse will send, as its model names it."""
     if isinstance(model, PyConvModelFixed):
         return model.a_buf
-    if isinstance(model, PyDelayDenseModelBitAcc):
+    if isinstance(model, (PyDelayDenseModelBitAcc, PyDelaySparseModelBitAcc)):
         return model.a_buff[:, 0]
     return model.a_buff
 
@@ -152,11 +160,10 @@ def _neuron(spec: Any, bias: Any, arriving: Any, leaving: Any) -> Any:
     return _built(process, PyLifResetModelBitAcc, ports)
 
 
-def _synapse(spec: Any, arrays: Any, source: Any, spikes: Any, out: Any) -> Any:
+def _synapse(spec: Any, arrays: Any, source: Any, bits: int, channels: Any) -> Any:
     weight = arrays[spec["weight"]]
-    bits = spec.get("num_message_bits", 0)
     mode = {"sign_mode": SignMode(spec["sign_mode"])} if spec.get("sign_mode") else {}
-    ports = {"s_in": [spikes], "a_out": [out]}
+    ports = {"s_in": [channels[0]], "a_out": [channels[1]]}
     exponent = spec.get("weight_exp", 0)
     if spec["kind"] == "conv":
         process = Conv(
@@ -172,17 +179,18 @@ def _synapse(spec: Any, arrays: Any, source: Any, spikes: Any, out: Any) -> Any:
     if spec["kind"] == "sparse":
         process = Sparse(weights=csr_matrix(weight), weight_exp=exponent, num_message_bits=bits, **mode)
         return _built(process, PySparseModelBitAcc, ports), False
-    if spec["kind"] == "delay_dense":
+    if spec["kind"] in ("delay_dense", "delay_sparse"):
+        sparse = spec["kind"] == "delay_sparse"
         delay = arrays[spec["delay"]].astype(int)  # Lava takes no other integers
-        process = DelayDense(
-            weights=weight,
-            delays=delay,
+        process = (DelaySparse if sparse else DelayDense)(
+            weights=csr_matrix(weight) if sparse else weight,
+            delays=csr_matrix(delay) if sparse else delay,
             max_delay=int(delay.max()),
             weight_exp=exponent,
             num_message_bits=bits,
             **mode,
         )
-        return _built(process, PyDelayDenseModelBitAcc, ports), False
+        return _built(process, PyDelaySparseModelBitAcc if sparse else PyDelayDenseModelBitAcc, ports), False
     process = Dense(weights=weight, weight_exp=exponent, num_message_bits=bits, **mode)
     return _built(process, PyDenseModelBitAcc, ports), False
 

@@ -83,7 +83,7 @@ def _layer(graph: SpikingGraph, stretch: NetStretch, *, flat: bool) -> NetLayer:
         )
     plain = NetLayer(neuron, weighted, "dense", node.weight, shape, _fields(neuron, target), None)
     if isinstance(node, Conv2d) and len(pools) == len(wiring) and not flat and not late:
-        found = _pooled_kernel(graph, node, pools, start, shape)
+        found = pooled_kernel(graph, node, pools, start, shape)
         if found is not None:
             assert not isinstance(found.padding, str)
             settings: dict[str, tuple[int, ...] | int] = {
@@ -101,7 +101,9 @@ def _layer(graph: SpikingGraph, stretch: NetStretch, *, flat: bool) -> NetLayer:
                 settings=settings,
             )
     matrix = (
-        node.weight if isinstance(node, (Linear, Affine)) and not pools else _matrix(graph, source, [*wiring, weighted])
+        node.weight
+        if isinstance(node, (Linear, Affine)) and not pools
+        else stretch_matrix(graph, source, [*wiring, weighted])
     )
     matrix, delay = _with_delays(graph, stretch, matrix)
     recurrent = None
@@ -181,7 +183,7 @@ def _check_quiet_start(layers: list[NetLayer]) -> None:
             )
 
 
-def _pooled_kernel(graph: SpikingGraph, node: Conv2d, pools: list[str], start: Shape, shape: Shape) -> Conv2d | None:
+def pooled_kernel(graph: SpikingGraph, node: Conv2d, pools: list[str], start: Shape, shape: Shape) -> Conv2d | None:
     """Return one convolution that does what pools and a convolution do one after another, None if there is none."""
     found = _with_numbers(node)
     if found is None:
@@ -240,7 +242,7 @@ def _spread(node: Conv2d, pool: SumPool2d) -> Conv2d:
     )
 
 
-def _matrix(graph: SpikingGraph, source: str, names: list[str]) -> np.ndarray:
+def stretch_matrix(graph: SpikingGraph, source: str, names: list[str]) -> np.ndarray:
     """Return what a stretch of pools and weights does, as a matrix of flattened sources, (out, in)."""
     shape, outputs = graph.shapes[source], int(np.prod(graph.shapes[names[-1]]))
     inputs = int(np.prod(shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 
@@ -11,6 +12,40 @@ from exporters.net_lines import input_lines
 from slamp.nodes import Shape
 
 SPARSE_BELOW = 0.5  # share of weights left, below which Sparse is built and pruned synapses are absent
+
+IMPORTS = {
+    "RunSteps": "lava.magma.core.run_conditions",
+    "Loihi2SimCfg": "lava.magma.core.run_configs",
+    "Conv": "lava.proc.conv.process",
+    "DelayDense": "lava.proc.dense.process",
+    "Dense": "lava.proc.dense.process",
+    "RingBuffer as Sink": "lava.proc.io.sink",
+    "RingBuffer as Source": "lava.proc.io.source",
+    "LIF": "lava.proc.lif.process",
+    "LIFReset": "lava.proc.lif.process",
+    "Monitor": "lava.proc.monitor.process",
+    "DelaySparse": "lava.proc.sparse.process",
+    "Sparse": "lava.proc.sparse.process",
+    "SignMode": "lava.utils.weightutils",
+    "csr_matrix": "scipy.sparse",
+}
+
+KERNEL = '''def kernel(weight):
+    """A kernel as Lava takes it: its axes are (x, y, channels), and it turns the kernel around."""
+    return weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1)
+'''
+
+BEGIN = """def main(input_path, output_path=None):
+    inputs = np.load(input_path)
+    bits = 0 if inputs.dtype == bool else 24
+    steps = len(inputs) + LATENCY
+{widened}    data = np.concatenate([inputs, np.zeros((LATENCY, *inputs.shape[1:]), inputs.dtype)]).astype(np.int32)
+    source = Source(data=np.ascontiguousarray({laid_out}))
+"""
+
+WIDENED = """    lines = np.ones((len(inputs), LINES, *inputs.shape[2:]), inputs.dtype)
+    inputs = np.concatenate([inputs, lines], axis=1)
+"""
 
 HEAD = '''"""The network of {network}, built from Lava's processes; written by slamp. Needs lava-nc 0.10 and h5py.
 
@@ -26,18 +61,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from lava.magma.core.run_conditions import RunSteps
-from lava.magma.core.run_configs import Loihi2SimCfg
-from lava.proc.conv.process import Conv
-from lava.proc.dense.process import DelayDense, Dense
-from lava.proc.io.sink import RingBuffer as Sink
-from lava.proc.io.source import RingBuffer as Source
-from lava.proc.lif.process import LIF, LIFReset
-from lava.proc.monitor.process import Monitor
-from lava.proc.sparse.process import Sparse
-from lava.utils.weightutils import SignMode
-from scipy.sparse import csr_matrix
-
+{imports}
 NETWORK = Path(__file__).with_name("{network}")
 LATENCY = {latency}
 LINES = {lines}  # inputs beside those of INPUT.npy, which spike in every step: they carry biases of currents
@@ -74,11 +98,13 @@ def sparse(weight, bits):
     return Sparse(num_message_bits=bits, **arguments)
 
 
+{kernel}
+
 def conv(layer, input_shape, bits):
-    """A convolution; Lava's axes are (x, y, channels), and it turns the kernel around."""
+    """A convolution."""
     axes = {{key: tuple(int(number) for number in layer[key][()][::-1]) for key in ("stride", "padding", "dilation")}}
     return Conv(
-        weight=layer["weight"][()][:, :, ::-1, ::-1].transpose(0, 3, 2, 1),
+        weight=kernel(layer["weight"][()]),
         input_shape=input_shape,
         groups=int(layer["groups"][()]),
         num_message_bits=bits,
@@ -105,14 +131,7 @@ def neurons(layer, shape, depth):
 BIASED = {biased}
 
 
-def main(input_path, output_path=None):
-    inputs = np.load(input_path)
-    bits = 0 if inputs.dtype == bool else 24
-    steps = len(inputs) + LATENCY
-    inputs = np.concatenate([inputs, np.ones((len(inputs), LINES, *inputs.shape[2:]), inputs.dtype)], axis=1)
-    data = np.concatenate([inputs, np.zeros((LATENCY, *inputs.shape[1:]), inputs.dtype)]).astype(np.int32)
-    source = Source(data=np.ascontiguousarray({laid_out}))
-    with h5py.File(NETWORK, "r") as file:
+{begin}    with h5py.File(NETWORK, "r") as file:
 '''
 
 SPIKING_TAIL = """
@@ -167,10 +186,23 @@ def network_script(features: Shape, layers: Sequence[NetLayer], *, network: str,
         "laid_out": "data.T" if spatial else "data.reshape(steps, -1).T",
         "lava_shape": _lava_shape(last),
         "time_first": "found.transpose(0, 3, 2, 1)" if last.kind == "conv" else "found",
+        "imports": import_lines(set(IMPORTS) - {"DelaySparse"}),
+        "kernel": KERNEL,
+        "widened": WIDENED,
     }
+    names["begin"] = BEGIN.format(**names)
     built = "".join(_layer_lines(features, layers))
     tail = (READOUT_TAIL if readout else SPIKING_TAIL).format(**names)
     return HEAD.format(**names) + built + _wiring(layers) + tail + END
+
+
+def import_lines(names: AbstractSet[str]) -> str:
+    """Return the lines that import some of `IMPORTS`."""
+    lines = []
+    for module in dict.fromkeys(IMPORTS.values()):
+        wanted = [name for name, place in IMPORTS.items() if place == module and name in names]
+        lines += [f"from {module} import {', '.join(wanted)}\n"] if wanted else []
+    return "".join(lines)
 
 
 def _layer_lines(features: Shape, layers: Sequence[NetLayer]) -> Iterator[str]:

@@ -39,6 +39,14 @@ class GoldenExporter(Protocol):
         """Return the golden input of an artifact; raises `slamp.errors.ArtifactError` if there is none."""
 
 
+@runtime_checkable
+class NamingExporter(Protocol):
+    """An exporter whose runtime depends on the artifact."""
+
+    def runtime_for(self, artifact: Artifact) -> str:
+        """Name what replays an artifact."""
+
+
 def verify(
     artifact: Artifact,
     graph: SpikingGraph,
@@ -95,7 +103,7 @@ def verify(
     file_difference = ""
     if exporter is not None and (tally.altered or tally.first_difference):
         file_difference = find_parameter_difference(artifact, graph, exporter)
-    name = runner_name or (runtime_of(exporter) if exporter else "runner")
+    name = runner_name or (runtime_of(exporter, artifact) if exporter else "runner")
     result = tally.result(graph, artifact.latency_steps, name, file_difference)
     if record and not _weaker(result, artifact.manifest["verification"]):
         entry = {**result.to_json(), "samples_sha256": digest.hexdigest()}
@@ -103,8 +111,10 @@ def verify(
     return result
 
 
-def runtime_of(exporter: Exporter) -> str:
-    """Name what an exporter replays its files with: its class variable ``runtime``, if it has one."""
+def runtime_of(exporter: Exporter, artifact: Artifact) -> str:
+    """Name what an exporter replays an artifact with: what it says itself, else its class variable ``runtime``."""
+    if isinstance(exporter, NamingExporter):
+        return exporter.runtime_for(artifact)
     return str(vars(type(exporter)).get("runtime", f"{exporter.name} exporter"))
 
 

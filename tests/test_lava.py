@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,23 +213,79 @@ def test_a_network_of_lava_dl_equals_lava() -> None:
     assert differing_cells(graph, raster, answer, network.latency_steps) == 0
 
 
+def lowered() -> dict[str, SpikingGraph]:
+    """Pools, biases in the current and convolutions that Lava's Conv has not, before layers that fire."""
+    rng = np.random.default_rng(11)
+
+    def weights(*shape: int, unit: float = 1.0) -> np.ndarray:
+        return frozen_array(rng.integers(-50, 52, shape) * unit)
+
+    def steps(low: int, high: int, *shape: int) -> Delay:
+        return Delay(frozen_array(rng.integers(low, high, shape)))
+
+    def kernel(*shape: int, bias: object = None, **settings: object) -> Conv2d:
+        given = None if bias is None else frozen_array(np.asarray(bias, dtype=np.float32))
+        known = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1} | settings
+        return Conv2d(weights(*shape), given, **known)  # type: ignore[arg-type]  # as named
+
+    def graph(*nodes: Node, features: tuple[int, ...] = (2, 8, 8)) -> SpikingGraph:
+        shape = list(chain(*nodes, features=features).shapes.values())[-1]
+        return chain(*nodes, cuba(shape, du=1500, dv=300, vth=150), features=features)
+
+    line = Conv1d(weights(3, 2, 3), frozen_array(np.array([9.0, -5, 0])), (2,), (1,), (1,), 1)
+    return {
+        "pool and linear": graph(SumPool2d((2, 2), (2, 2)), Flatten(0, 2), Linear(weights(5, 32))),
+        "pool and convolution": graph(SumPool2d((2, 2), (2, 2)), kernel(3, 2, 3, 3, padding=(1, 1))),
+        "pool and fractions": graph(SumPool2d((2, 2), (2, 2)), Flatten(0, 2), Linear(weights(5, 32, unit=0.25))),
+        "convolution and Flatten": graph(kernel(3, 2, 3, 3, bias=[4, -9, 40]), Flatten(0, 2)),
+        "uneven padding": graph(kernel(3, 2, 2, 2, padding="same")),
+        "one axis": graph(line, features=(2, 9)),
+        "delay and convolution": graph(steps(0, 9, 2, 8, 8), kernel(3, 2, 3, 3, stride=(2, 1))),
+        "convolution and delay": graph(kernel(3, 2, 3, 3), steps(0, 9, 3, 6, 6)),
+        "delay and pool": graph(
+            steps(0, 4, 2, 8, 8), SumPool2d((2, 2), (2, 2)), Delay(uniform(3.0, (2, 4, 4))), kernel(3, 2, 2, 2)
+        ),
+        "bias": graph(Affine(weights(6, 10), frozen_array(np.array([50.0, -90, 0, 7, 1, -1]))), features=(10,)),
+        "bias at 64 times": graph(Affine(weights(2, 10), frozen_array(np.array([640.0, -6400]))), features=(10,)),
+        "fractional bias": graph(Affine(weights(3, 10), frozen_array(np.array([0.75, -0.75, 30]))), features=(10,)),
+        "fractional weights": graph(
+            Affine(weights(3, 10, unit=0.125), frozen_array(np.array([9.0, -3, 2]))), features=(10,)
+        ),
+        "bias per channel": graph(kernel(3, 2, 3, 3, bias=[30, -100, 5])),
+        "bias and delay": graph(
+            Affine(weights(4, 10), frozen_array(np.array([60.0, -9, 30, 2]))), steps(0, 7, 4), features=(10,)
+        ),
+        "fractional kernel": graph(Conv2d(weights(3, 2, 3, 3, unit=0.5), None, (1, 1), (0, 0), (1, 1), 1)),
+    }
+
+
+@needs_lava
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+def test_pools_biases_and_other_convolutions_equal_lava_in_every_cell() -> None:
+    cases = lowered()
+    rng = np.random.default_rng(12)
+    rasters = [
+        SpikeRaster(torch.tensor(rng.random((40, 2, *graph.shapes[graph.input])) < 0.3), DT) for graph in cases.values()
+    ]
+    networks = [lava_network(graph, raster) for graph, raster in zip(cases.values(), rasters, strict=True)]
+    answers = run_models([network.arrays for network in networks])
+    for (name, graph), raster, network, answer in zip(cases.items(), rasters, networks, answers, strict=True):
+        (layer,) = graph.spiking
+        assert 0.01 < answer[f"s/{layer}"].mean() < 0.7, name
+        assert differing_cells(graph, raster, answer, network.latency_steps) == 0, name
+
+
 def test_what_has_no_process_of_lava_is_refused() -> None:
     spatial = ones(2, 1, 4, 4)
-    pooled = chain(SumPool2d((2, 2), (2, 2)), Flatten(0, 2), linear(np.ones((1, 4))), cuba((1,)), features=(1, 4, 4))
-    with pytest.raises(UnsupportedNodeError, match="n0: SumPool2d before n2 has no process of Lava"):
-        lava_network(pooled, spatial)
-    bias = Affine(frozen_array(np.ones((1, 1))), frozen_array(np.ones(1)))
-    with pytest.raises(UnsupportedNodeError, match="n0: a bias in the current needs an input line"):
-        lava_network(chain(bias, cuba((1,)), features=(1,)), ones(2, 1))
     conv = Conv2d(frozen_array(np.ones((1, 1, 1, 1))), None, (1, 1), (0, 0), (1, 1), 1)
-    with pytest.raises(UnsupportedNodeError, match="n1: Flatten before neurons has no process"):
-        lava_network(chain(conv, Flatten(0, 2), cuba((16,)), features=(1, 4, 4)), spatial)
-    line = Conv1d(frozen_array(np.ones((1, 1, 1))), None, (1,), (0,), (1,), 1)
-    with pytest.raises(UnsupportedNodeError, match="n0: Conv1d before neurons has no process"):
-        lava_network(chain(line, cuba((1, 3)), features=(1, 3)), ones(2, 1, 3))
-    same = Conv2d(frozen_array(np.ones((1, 1, 2, 2))), None, (1, 1), "same", (1, 1), 1)
-    with pytest.raises(UnsupportedNodeError, match="n0: pads one side more than the other"):
-        lava_network(chain(same, cuba((1, 4, 4)), features=(1, 4, 4)), spatial)
+    with pytest.raises(UnsupportedNodeError, match="n1: SumPool2d before neurons has no process"):
+        lava_network(chain(conv, SumPool2d((2, 2), (2, 2)), cuba((1, 2, 2)), features=(1, 4, 4)), spatial)
+    rounded = Affine(frozen_array(np.full((1, 1), 0.5)), frozen_array(np.full(1, 0.5)))
+    with pytest.raises(UnsupportedNodeError, match="n0: weights and bias are fractional"):
+        lava_network(chain(rounded, cuba((1,)), features=(1,)), ones(2, 1))
+    large = SumPool2d((2, 2), (1, 1)), replace(conv, weight=frozen_array(np.array([[[[-100.0, 101], [99, 101]]]])))
+    with pytest.raises(UnsupportedNodeError, match=r"n1: with the pools before it its weights run .* 8 bits"):
+        lava_network(chain(*large, cuba((1, 2, 2)), features=(1, 4, 4)), spatial)
     mixed = LIF(frozen_array(np.array([0.5, 0.25])), uniform(0, (2,)), uniform(64, (2,)), uniform(0, (2,)))
     with pytest.raises(UnsupportedNodeError, match=r"n1: decay_mem runs from 0\.25 to 0\.5; Lava's LIF has one"):
         lava_network(chain(linear(np.ones((2, 1))), mixed, features=(1,)), ones(2, 1))
@@ -251,6 +308,45 @@ def test_a_shorter_path_waits_for_the_longer_one() -> None:
     network = lava_network(graph, ones(2, 1))
     assert network.latency_steps == {"na": 1, "nb": 2}
     assert network.arrays["delay/skip/input"].tolist() == [[1]]  # the shorter path waits a step
+
+
+def joined(weight: object) -> SpikingGraph:
+    """The input twice, once delayed, summed before the weights, which drive two layers at different latencies."""
+    nodes: dict[str, Node] = {
+        "input": Input((2,)),
+        "late": Delay(frozen_array(np.array([2.0, 5.0]))),
+        "w": linear(weight),
+        "na": cuba((2,), du=2000, dv=200, vth=40),
+        "up": linear([[50.0, 30.0], [20.0, 9.0]]),
+        "nb": cuba((2,), du=2000, dv=200, vth=40),
+        "output": Output((2,)),
+    }
+    edges = [("input", "late"), ("late", "w"), ("input", "w"), ("w", "na"), ("na", "up"), ("up", "nb"), ("w", "nb")]
+    return SpikingGraph(nodes, (*edges, ("nb", "output")), DT, slamp.FixedPoint())
+
+
+@needs_lava
+def test_weights_with_several_sources_and_targets_equal_lava() -> None:
+    graph = joined([[40.0, -7.0], [-3.0, 25.0]])
+    raster = SpikeRaster(torch.tensor(np.random.default_rng(0).random((60, 3, 2)) < 0.4), DT)
+    network = lava_network(graph, raster)
+    (answer,) = run_models([network.arrays])
+    assert answer["s/na"].any()
+    assert answer["s/nb"].any()
+    assert differing_cells(graph, raster, answer, network.latency_steps) == 0
+
+
+def test_sums_that_lava_rounds_apart_are_refused() -> None:
+    with pytest.raises(UnsupportedNodeError, match="w: has fractional weights and sums input and input"):
+        lava_network(joined([[0.5, 1.0], [1.0, 1.0]]), ones(2, 2))
+
+
+def test_names_of_sources_are_taken() -> None:
+    graph = chain(linear([[1.0]]), cuba((1,)), features=(1,))
+    nodes = {{"n1": "always_on"}.get(name, name): node for name, node in graph.nodes.items()}
+    edges = tuple(tuple({"n1": "always_on"}.get(end, end) for end in edge) for edge in graph.edges)
+    with pytest.raises(UnsupportedNodeError, match="always_on: is a layer of neurons, and the name is taken"):
+        lava_network(SpikingGraph(nodes, edges, DT, slamp.FixedPoint()), ones(2, 1))  # type: ignore[arg-type]  # pairs
 
 
 def random_feedback(seed: int) -> tuple[SpikingGraph, SpikeRaster]:
@@ -334,10 +430,10 @@ def test_a_quiet_bias_and_recurrence_equal_lava() -> None:
 
 
 def test_delays_lava_does_not_have_are_refused() -> None:
-    kernel = Conv2d(frozen_array(np.ones((1, 1, 1, 1))), None, (1, 1), (0, 0), (1, 1), 1)
     uneven = Delay(frozen_array(np.array([[[0.0, 1.0]]], dtype=np.float32)))
-    with pytest.raises(UnsupportedNodeError, match="n1: is a convolution with a delay"):
-        lava_network(chain(uneven, kernel, cuba((1, 1, 2)), features=(1, 1, 2)), ones(2, 1, 1, 2))
+    behind = SumPool2d((1, 1), (1, 1)), uneven, Flatten(0, 2), linear([[1.0, 1.0]])
+    with pytest.raises(UnsupportedNodeError, match="n1: delays the sums of n0 by 0 to 1 steps"):
+        lava_network(chain(*behind, cuba((1,)), features=(1, 1, 2)), ones(2, 1, 1, 2))
     late = Delay(frozen_array(np.array([0.0, 1.0], dtype=np.float32)))
     with pytest.raises(UnsupportedNodeError, match="n1: has fractional weights behind different delays"):
         lava_network(chain(late, linear([[0.5, 0.25]]), cuba((1,)), features=(2,)), ones(2, 2))

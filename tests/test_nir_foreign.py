@@ -91,13 +91,20 @@ def test_the_published_convolutional_network_travels_to_lava(tmp_path: Path) -> 
 
 
 @needs_shared
-def test_the_published_recurrent_network_is_quantized() -> None:
+@needs_lava
+@pytest.mark.slow
+def test_the_published_recurrent_network_travels_to_lava(tmp_path: Path) -> None:
     graph, raster = braille()
     integers = slamp.quantize(graph, slamp.load_profile("loihi2"), slamp.calibrate(graph, raster))
     assert isinstance(integers.nodes["lif1_lif_last"], Delay)
     rates = [slamp.simulate(found, raster).output.data.double().mean((0, 1)) for found in (graph, integers)]
     assert rates[0].min() > 0.01
     assert float((rates[0] - rates[1]).abs().max()) < 0.05
+    artifact = slamp.export(integers, to="lava", directory=tmp_path / "lava", golden=raster)
+    assert "netx clips them" in artifact.manifest["options"]["why"]  # its recurrent weights are much larger
+    result = slamp.verify(artifact, integers, raster)
+    assert result.verdict == "identical", result.sentence()
+    assert result.unobserved_layers == ()
 
 
 def test_gains_go_into_the_weights() -> None:

@@ -20,7 +20,7 @@ from slamp.capture import capture, check_module
 from slamp.cli.loading import load_function, load_network
 from slamp.cli.profiles import profile_lines, profile_table, profiles_table
 from slamp.cli.run_file import RunFile, checked_run, read_run_file
-from slamp.cli.tables import module_table, print_run, print_verdicts
+from slamp.cli.tables import module_table, print_forms, print_run, print_verdicts
 from slamp.cli.usage import comparison_table, cores_table, encodings_table, usage_lines, usage_table
 from slamp.compress import RUN, Run, compress, state_directory
 from slamp.demo.run import run_demo
@@ -261,6 +261,7 @@ def verify_command(
         found[str(artifact)] = result.to_json()
     if not as_json:
         print_verdicts(console, found, samples="golden" if raster is None else "")
+        print_forms(console, artifacts)
     elif artifacts == [directory]:
         _print_json(found[str(directory)])
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from slamp.cli.usage import cores_table, usage_lines, usage_table
 from slamp.integers import fidelity_rows
+from slamp.manifest import open_artifact
 from slamp.usage import usage_from_json
 
 VERDICT_STYLE = {"identical": "bold green", "tie": "bold yellow", "different": "bold red", "silent": "bold red"}
@@ -144,6 +146,16 @@ def print_verdicts(
         ):
             if found[key]:
                 console.print(f"  {', '.join(found[key])}: {text}", soft_wrap=True, markup=False)
+
+
+def print_forms(console: Console, artifacts: Sequence[Path]) -> None:
+    """Say of artifacts in another form than their target's usual one which form it is, and why."""
+    for path in artifacts:
+        options = open_artifact(path).manifest["options"]
+        if options.get("why"):
+            console.print(
+                f"  {path}: in the form {options.get('form')}, because {options['why']}", soft_wrap=True, markup=False
+            )
 
 
 def module_table(reports: Sequence[Any]) -> Table:

@@ -68,8 +68,13 @@ def lava_network(graph: SpikingGraph, raster: SpikeRaster) -> LavaNetwork:
         assert isinstance(node, NEURON)
         arrays[f"bias/{name}"], exponent = _bias(name, node)
         neurons[name] = {**_parameters(name, node), "shape": graph.shapes[name], "bias_exp": exponent}
-        for synapse in into:
-            spec = _process(graph, synapse, latency[name] - latency[synapse.source] - 1, arrays)
+        for number, synapse in enumerate(into):
+            added = latency[name] - latency[synapse.source] - 1
+            spec, delay = _process(graph, synapse, added, arrays)
+            if delay is not None:
+                # Named by the target: one weighted node may have several sources, and several targets.
+                spec = {**spec, "delay": f"delay/{name}/{number}"}
+                arrays[f"delay/{name}/{number}"] = delay
             graded = int(synapse.source == graph.input and not raster.is_spikes)
             source = "input" if synapse.source == graph.input else synapse.source
             synapses.append({**spec, "source": source, "target": name, "num_message_bits": 24 * graded})
@@ -112,7 +117,13 @@ def _synapses(graph: SpikingGraph, neuron: str) -> Iterator[_Synapse]:
         node = graph.nodes[name]
         if not isinstance(node, WEIGHTED) or isinstance(node, Conv1d):
             raise UnsupportedNodeError(f"{name}: {type(node).__name__} before neurons has no process of Lava")
-        for found in graph.sources(name):
+        sources = graph.sources(name)
+        if len(sources) > 1 and not _whole(node.weight):
+            raise UnsupportedNodeError(
+                f"{name}: has fractional weights behind the sum of {' and '.join(sources)}, which Lava rounds one "
+                "by one; give each source a linear layer"
+            )
+        for found in sources:
             source, before = _through_delays(graph, found, wiring=(Delay, Flatten))
             if isinstance(graph.nodes[source], READOUT) or not isinstance(graph.nodes[source], (Input, *NEURON)):
                 raise UnsupportedNodeError(
@@ -179,36 +190,35 @@ def _check_quiet_start(
             )
 
 
-def _process(graph: SpikingGraph, synapse: _Synapse, added: int, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return a synapse process; ``added`` steps bring the source to the latency of the target."""
+def _process(
+    graph: SpikingGraph, synapse: _Synapse, added: int, arrays: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Return a synapse process and its delays, if any; ``added`` steps bring the source to its target's latency."""
     name = synapse.weighted
     node = graph.weighted[name]
     kind, settings = _kind(name, node)
     key = f"weight/{name}/{synapse.source}"
-    arrays[key], held = _weight(node)
+    arrays[key], held = _weight(name, node)
     spec = {"kind": kind, "weight": key, **held, **settings}
     if not synapse.before.any() and not synapse.behind.any() and added == 0:
-        return spec
+        return spec, None
     if isinstance(node, Conv2d):
         if int(synapse.before.max() + synapse.behind.max()) + added == 0:
-            return spec
+            return spec, None
         raise UnsupportedNodeError(
             f"{name}: is a convolution with a delay, which Lava's Conv has not; use a linear layer"
         )
     outputs, inputs = node.weight.shape
     steps = np.broadcast_to(synapse.behind[:, None] + synapse.before[None, :] + added, (outputs, inputs))
     if not steps.any():
-        return spec
-    if synapse.before.size > 1 and held["weight_exp"] < 0:
-        whole = bool((node.weight % 1 == 0).all())
-        if not whole:
-            raise UnsupportedNodeError(
-                f"{name}: has fractional weights behind different delays, whose sums Lava rounds delay by delay"
-            )
+        return spec, None
+    if synapse.before.size > 1 and not _whole(node.weight):
+        raise UnsupportedNodeError(
+            f"{name}: has fractional weights behind different delays, whose sums Lava rounds delay by delay"
+        )
     if int(steps.max()) > MAX_DELAY:
         raise UnsupportedNodeError(f"{name}: needs delays of {int(steps.max())} steps; allowed are 0 to {MAX_DELAY}")
-    arrays[f"delay/{name}/{synapse.source}"] = steps.astype(np.int32)
-    return {**spec, "kind": "delay_dense", "delay": f"delay/{name}/{synapse.source}"}
+    return {**spec, "kind": "delay_dense"}, steps.astype(np.int32)
 
 
 def _kind(name: str, node: Weighted) -> tuple[str, dict[str, Any]]:
@@ -222,13 +232,22 @@ def _kind(name: str, node: Weighted) -> tuple[str, dict[str, Any]]:
     return "conv", settings
 
 
-def _weight(node: Weighted) -> tuple[np.ndarray, dict[str, Any]]:
+def _weight(name: str, node: Weighted) -> tuple[np.ndarray, dict[str, Any]]:
     """Return what Lava's process takes for a weight; its Conv knows no exponent and takes effective weights."""
     if isinstance(node, Conv2d):
+        if not _whole(node.weight):
+            raise UnsupportedNodeError(
+                f"{name}: is a convolution with fractional weights, and Lava's Conv takes whole ones; use a larger "
+                "weight exponent"
+            )
         return node.weight.astype(np.int32), {}
     held = weight_format(node.weight)
     assert held is not None
     return held.mantissa, {"weight_exp": held.exponent, "sign_mode": held.sign_mode.value}
+
+
+def _whole(weight: np.ndarray) -> bool:
+    return bool((weight % 1 == 0).all())
 
 
 def _parameters(name: str, node: Neuron) -> dict[str, int]:

@@ -198,6 +198,9 @@ def test_what_has_no_process_of_lava_is_refused() -> None:
     same = Conv2d(frozen_array(np.ones((1, 1, 2, 2))), None, (1, 1), "same", (1, 1), 1)
     with pytest.raises(UnsupportedNodeError, match="n0: pads one side more than the other"):
         lava_network(chain(same, cuba((1, 4, 4)), features=(1, 4, 4)), spatial)
+    half = Conv2d(frozen_array(np.full((1, 1, 1, 1), 0.5)), None, (1, 1), (0, 0), (1, 1), 1)
+    with pytest.raises(UnsupportedNodeError, match="n0: is a convolution with fractional weights"):
+        lava_network(chain(half, cuba((1, 4, 4)), features=(1, 4, 4)), spatial)
     mixed = LIF(frozen_array(np.array([0.5, 0.25])), uniform(0, (2,)), uniform(64, (2,)), uniform(0, (2,)))
     with pytest.raises(UnsupportedNodeError, match=r"n1: decay_mem runs from 0\.25 to 0\.5; Lava's LIF has one"):
         lava_network(chain(linear(np.ones((2, 1))), mixed, features=(1,)), ones(2, 1))
@@ -219,7 +222,40 @@ def test_a_shorter_path_waits_for_the_longer_one() -> None:
     graph = SpikingGraph(nodes, edges, DT, slamp.FixedPoint())
     network = lava_network(graph, ones(2, 1))
     assert network.latency_steps == {"na": 1, "nb": 2}
-    assert network.arrays["delay/skip/input"].tolist() == [[1]]  # the shorter path waits a step
+    assert network.arrays["delay/nb/1"].tolist() == [[1]]  # the shorter path waits a step
+
+
+def fixed_point(nodes: dict[str, Node], *edges: tuple[str, str]) -> SpikingGraph:
+    named = {"input": Input((4,)), **nodes, "output": Output((4,))}
+    return SpikingGraph(named, edges, DT, slamp.FixedPoint())
+
+
+def test_fractional_weights_of_a_sum_are_refused() -> None:
+    """Lava has a synapse per source, and rounds each."""
+    nodes = {"a": linear(np.eye(4)), "na": cuba((4,)), "w": linear(np.eye(4) / 8), "nb": cuba((4,))}
+    edges = [("input", "a"), ("a", "na"), ("na", "w"), ("input", "w"), ("w", "nb"), ("nb", "output")]
+    with pytest.raises(UnsupportedNodeError, match="w: has fractional weights behind the sum of na and input"):
+        lava_network(fixed_point(nodes, *edges), ones(2, 4))
+
+
+@needs_lava
+@pytest.mark.parametrize("sources", [1, 2], ids=["two targets", "one source twice"])
+def test_two_delays_at_one_weight_equal_lava(sources: int) -> None:
+    rng = np.random.default_rng(0)
+    neurons = cuba((4,), du=500, dv=300, vth=200)
+    late: dict[str, Node] = {name: Delay(uniform(steps, (4,))) for name, steps in (("soon", 2.0), ("later", 5.0))}
+    weights = linear(rng.integers(0, 255, (4, 4)))
+    if sources == 2:
+        edges = [("input", "soon"), ("input", "later"), ("soon", "w"), ("later", "w"), ("w", "n"), ("n", "output")]
+        graph = fixed_point({**late, "w": weights, "n": neurons}, *edges)
+    else:
+        edges = [("input", "w"), ("w", "soon"), ("w", "later"), ("soon", "n"), ("n", "x"), ("x", "m"), ("later", "m")]
+        graph = fixed_point({**late, "w": weights, "n": neurons, "x": weights, "m": neurons}, *edges, ("m", "output"))
+    raster = SpikeRaster(torch.tensor(rng.random((50, 1, 4)) < 0.3), DT)
+    network = lava_network(graph, raster)
+    (answer,) = run_models([network.arrays])
+    assert answer["s/n"].any()
+    assert differing_cells(graph, raster, answer, network.latency_steps) == 0
 
 
 def random_feedback(seed: int) -> tuple[SpikingGraph, SpikeRaster]:

@@ -102,6 +102,7 @@ def test_drawn_networks_equal_lava_in_every_cell() -> None:
         max_examples=10,
         deadline=None,
         derandomize=True,
+        report_multiple_bugs=False,
         phases=[Phase.generate, Phase.shrink],
         # An example is many networks (data_too_large, large_base_example) and starts Lava (too_slow).
         suppress_health_check=[HealthCheck.data_too_large, HealthCheck.large_base_example, HealthCheck.too_slow],

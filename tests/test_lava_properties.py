@@ -99,7 +99,7 @@ def test_drawn_networks_equal_lava_in_every_cell() -> None:
 
     # derandomized: the counts below hold for the networks that are drawn
     @settings(
-        max_examples=10,
+        max_examples=12,
         deadline=None,
         derandomize=True,
         report_multiple_bugs=False,

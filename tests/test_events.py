@@ -1,4 +1,4 @@
-"""The event-driven engine against the batched one and against Lava: every cell of u, v and s."""
+"""The event-driven engine against the batched one: every cell of u, v and s. Against Lava: test_lava_properties.py."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
 
 import slamp
-from exporters.lava_lowering import lava_network
-from exporters.witness_lava import run_models
+from fixed_point_strategies import Network, networks
 from slamp import events
 from slamp.errors import GraphError, RasterError
 from slamp.graph import SpikingGraph
@@ -41,7 +41,6 @@ from slamp.raster import SpikeRaster
 from slamp.shapes import output_shape
 from slamp.simulate import Recording
 from test_fixed_point import DT, chain, cuba, linear, ones
-from test_lava import needs_lava, random_network, random_weight
 
 STEPS = 40
 # torch says that it copies; it pads the same
@@ -68,6 +67,13 @@ def difference(batched: Recording, found: Recording) -> list[str]:
         elif left.dtype != right.dtype or left.shape != right.shape or not torch.equal(left, right):
             wrong.append(what)
     return wrong
+
+
+def random_weight(rng: np.random.Generator, shape: Shape, *, exponents: tuple[int, int]) -> np.ndarray:
+    """8-bit weights of any sign mode, some of them zero, with an exponent."""
+    low, high = [(-128, 127), (0, 255), (-255, 0)][rng.choice(3, p=[0.6, 0.3, 0.1])]
+    weight = rng.integers(low, high + 1, shape) * (rng.random(shape) < rng.choice([0.2, 0.7, 1.0]))
+    return frozen_array((weight * 2.0 ** rng.integers(*exponents)).astype(np.float32))
 
 
 def random_raster(rng: np.random.Generator, batch: int, features: Shape) -> SpikeRaster:
@@ -172,11 +178,11 @@ def test_both_engines_agree_on_networks_of_every_kind() -> None:
     assert kinds == set(events.KNOWN)
 
 
-def test_both_engines_agree_on_the_networks_lava_is_asked_about() -> None:
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(networks(delays=False))
+def test_both_engines_agree_on_the_networks_lava_is_asked_about(network: Network) -> None:
     """Currents that wrap, membranes that saturate, weights of every exponent."""
-    for seed in range(40):
-        graph, raster = random_network(seed)
-        assert difference(*both(graph, raster)) == [], seed
+    assert difference(*both(network.graph(), network.raster())) == []
 
 
 def test_pieces_of_steps_and_samples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,23 +245,6 @@ def test_a_wrong_number_is_seen() -> None:
     ):
         found = slamp.simulate(chain(*nodes, features=(3,)), raster, record="all", engine="events")
         assert expected <= set(difference(right, found))
-
-
-@needs_lava
-def test_events_equal_lava_in_every_cell() -> None:
-    cases = [random_network(seed) for seed in range(200, 212)]
-    networks = [lava_network(graph, raster) for graph, raster in cases]
-    answers = run_models([network.arrays for network in networks])
-    spikes = 0
-    for (graph, raster), network, answer in zip(cases, networks, answers, strict=True):
-        found = slamp.simulate(graph, raster, record="all", engine="events")
-        for name, trace in found.traces.items():
-            late = slice(network.latency_steps[name], network.latency_steps[name] + raster.steps)
-            for key, mine in (("u", trace.i), ("v", trace.v), ("s", trace.spikes)):
-                if mine is not None:
-                    assert np.array_equal(answer[f"{key}/{name}"][late], mine.numpy()), (name, key)
-        spikes += found.spike_count
-    assert spikes
 
 
 def test_unknown_engines_and_float_graphs_are_refused() -> None:

@@ -27,6 +27,7 @@ from exporters.process_script import process_script
 from exporters.read_processes import read_processes
 from exporters.to_lava import LavaExporter, reread
 from exporters.witness_lava import environment_python, run_models
+from feedback_networks import random_feedback
 from slamp.cli import main
 from slamp.errors import ArtifactError, MissingDependencyError, RasterError, UnsupportedNodeError
 from slamp.graph import SpikingGraph
@@ -47,7 +48,7 @@ from slamp.nodes import (
 )
 from slamp.raster import SpikeRaster
 from test_fixed_point import DT, chain, cuba, linear, ones
-from test_lava import differing_cells, random_feedback
+from test_lava import differing_cells
 from test_to_lava import conv, dense, samples, weights
 
 needs_lava = pytest.mark.skipif(environment_python() is None, reason="Lava's environment is not installed")
@@ -584,7 +585,7 @@ def test_the_script_gives_the_output_in_lavas_runtime(name: str, tmp_path: Path)
 @needs_lava
 @pytest.mark.slow
 def test_random_networks_in_sparse_processes_equal_lava_in_every_cell() -> None:
-    """The networks of tests/test_lava.py with every matrix in Sparse or DelaySparse."""
+    """The networks of tests/feedback_networks.py with every matrix in Sparse or DelaySparse."""
     cases = [random_feedback(seed) for seed in range(15)]
     networks = [with_inputs(lava_description(graph, sparse_below=2.0), raster) for graph, raster in cases]
     kinds = [spec["kind"] for network in networks for spec in json.loads(bytes(network.arrays["network"]))["synapses"]]

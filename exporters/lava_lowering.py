@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from exporters.lava_paths import Drive, Way, drives_of, synapse_weight
-from slamp.arithmetic import DECAY_ONE, MAX_DELAY, SHIFT, FixedPoint, bias_format, weight_format
+from exporters.net_format import neuron_fields
+from slamp.arithmetic import MAX_DELAY, FixedPoint, bias_format, weight_format
 from slamp.errors import UnsupportedNodeError
 from slamp.graph import SpikingGraph
-from slamp.nodes import IF, LIF, NEURON, READOUT, Conv2d, CubaLI, CubaLIF, Linear, Neuron
+from slamp.nodes import IF, LIF, NEURON, Conv2d, CubaLIF, Linear, Neuron
 from slamp.raster import SpikeRaster
 from slamp.simulate import check_raster
 
-NEVER_FIRES = 131072  # membranes saturate one below 64 times that
 INPUT, ALWAYS_ON = "input", "always_on"  # sources that are no neurons
 
 
@@ -233,20 +233,8 @@ def _held(name: str, weight: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _parameters(name: str, node: Neuron) -> dict[str, int]:
-    decay_syn = _one(name, "decay_syn", node.decay_syn) if isinstance(node, (CubaLIF, CubaLI)) else 1.0
-    decay_mem = 0.0 if isinstance(node, IF) else _one(name, "decay_mem", node.decay_mem)
-    threshold = NEVER_FIRES
-    if not isinstance(node, READOUT):
-        threshold = int(_one(name, "v_threshold", node.v_threshold)) >> SHIFT
-    return {"du": int(decay_syn * DECAY_ONE) - 1, "dv": int(decay_mem * DECAY_ONE), "vth": threshold}
-
-
-def _one(name: str, key: str, values: np.ndarray) -> float:
-    if values.min() != values.max():
-        raise UnsupportedNodeError(
-            f"{name}: {key} runs from {values.min():g} to {values.max():g}; Lava's LIF has one for all neurons"
-        )
-    return float(values.flat[0])
+    fields = neuron_fields(name, node)
+    return {"du": fields["iDecay"] - 1, "dv": fields["vDecay"], "vth": fields["vThMant"]}
 
 
 def _bias(name: str, node: Neuron) -> tuple[np.ndarray, int]:

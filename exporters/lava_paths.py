@@ -5,12 +5,13 @@ Pools and delays before the weights, and delays behind them, become part of one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from exporters.net_layers import pooled_kernel, stretch_matrix
+from exporters.net_wiring import total_delay
 from slamp.arithmetic import common_exponent
 from slamp.errors import UnsupportedNodeError
 from slamp.graph import SpikingGraph
@@ -81,7 +82,7 @@ def drives_of(graph: SpikingGraph, neuron: str) -> list[Drive]:
                     "rounds, where Lava rounds each; use whole weights, or a node of weights for each"
                 )
             flattened = any(isinstance(graph.nodes[passed], Flatten) for passed in wiring)
-            found.append(Drive(name, flattened, _delays(graph, wiring), ways))
+            found.append(Drive(name, flattened, total_delay(graph, wiring), ways))
     return found
 
 
@@ -90,7 +91,7 @@ def _ways(graph: SpikingGraph, first: str, weighted: str) -> Iterator[Way]:
         node = graph.nodes[source]
         if isinstance(node, READOUT) or not isinstance(node, (Input, *NEURON)):
             raise UnsupportedNodeError(f"{source}: {type(node).__name__} before {weighted} has no process of Lava")
-        yield Way(source, wiring, _delays(graph, wiring))
+        yield Way(source, wiring, total_delay(graph, wiring))
 
 
 def _back(
@@ -104,26 +105,6 @@ def _back(
         raise UnsupportedNodeError(f"{name}: lies on a cycle without neurons; put neurons there")
     for source in graph.sources(name):
         yield from _back(graph, source, kinds, (name, *behind))
-
-
-def _delays(graph: SpikingGraph, wiring: Sequence[str]) -> np.ndarray:
-    """Sum the delays on a stretch of wiring: one number, or one per value at its beginning."""
-    steps, pool = np.zeros(1, dtype=np.int64), ""
-    for name in wiring:
-        node = graph.nodes[name]
-        if isinstance(node, SumPool2d):
-            pool = name
-        elif isinstance(node, Delay):
-            late = node.steps.reshape(-1).astype(np.int64)
-            if bool((late == late[0]).all()):
-                late = late[:1]
-            elif pool:
-                raise UnsupportedNodeError(
-                    f"{name}: delays the sums of {pool} by {late.min()} to {late.max()} steps, and a source may be in "
-                    "several; put the Delay before the pool, or delay all alike"
-                )
-            steps = steps + late
-    return steps
 
 
 def synapse_weight(graph: SpikingGraph, drive: Drive, way: Way, *, delayed: bool) -> Conv2d | np.ndarray:

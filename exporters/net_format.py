@@ -5,13 +5,14 @@ That is computed here by the same rules, and a layer netx would change is refuse
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from slamp.arithmetic import weight_format
+from slamp.arithmetic import DECAY_ONE, SHIFT, weight_format
 from slamp.errors import UnsupportedNodeError
-from slamp.nodes import Shape
+from slamp.nodes import IF, READOUT, CubaLI, CubaLIF, Neuron, Shape
 
 NEVER_FIRES = 131072  # membranes saturate one below 64 times that
 
@@ -52,6 +53,28 @@ class NetLayer:
     lines: int = 0
 
 
+def neuron_fields(name: str, node: Neuron) -> dict[str, int]:
+    """Return iDecay, vDecay and vThMant of a layer of neurons.
+
+    Raises:
+        UnsupportedNodeError: They differ within the layer; the message names the parameter.
+    """
+    decay_syn = _one(name, "decay_syn", node.decay_syn) if isinstance(node, (CubaLIF, CubaLI)) else 1.0
+    decay_mem = 0.0 if isinstance(node, IF) else _one(name, "decay_mem", node.decay_mem)
+    threshold = NEVER_FIRES
+    if not isinstance(node, READOUT):
+        threshold = int(_one(name, "v_threshold", node.v_threshold)) >> SHIFT
+    return {"iDecay": int(decay_syn * DECAY_ONE), "vDecay": int(decay_mem * DECAY_ONE), "vThMant": threshold}
+
+
+def _one(name: str, key: str, values: np.ndarray) -> float:
+    if values.min() != values.max():
+        raise UnsupportedNodeError(
+            f"{name}: {key} runs from {values.min():g} to {values.max():g}; Lava's LIF has one for all neurons"
+        )
+    return float(values.flat[0])
+
+
 def check_loaded(layer: NetLayer) -> None:
     """Raise `UnsupportedNodeError` if netx would load other weights than those of a layer, or crash."""
     if weight_format(layer.weight) is None:
@@ -73,15 +96,25 @@ def check_loaded(layer: NetLayer) -> None:
         raise UnsupportedNodeError(
             f"{layer.weights}: all weights are zero, on which netx crashes; keep one, or remove the layer"
         )
-    for key, part in zip(("weight", "weight_rec"), parts, strict=False):
-        loaded = loaded_by_netx(part, scaled_with=weight)
+    for key, index, given, loaded in changed_by_netx(layer.weight, layer.recurrent):
+        raise UnsupportedNodeError(
+            f"{layer.weights}: netx loads {key}{list(index)} as {loaded:g} instead of {given:g}, as it rescales layers "
+            "without a positive weight wrongly where the largest magnitude is a power of two, or odd weights go beyond "
+            "127; change that weight, or keep a positive one"
+        )
+
+
+def changed_by_netx(
+    weight: np.ndarray, recurrent: np.ndarray | None
+) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
+    """Yield the first weight of each matrix that netx loads otherwise: key, index, given, loaded."""
+    parts = {"weight": weight} if recurrent is None else {"weight": weight, "weight_rec": recurrent}
+    scaled_with = np.clip(np.concatenate(list(parts.values()), axis=1), -256, 255)
+    for key, part in parts.items():
+        loaded = loaded_by_netx(part, scaled_with=scaled_with)
         if not np.array_equal(loaded, part.astype(np.float64)):
             index = tuple(int(axis) for axis in np.argwhere(loaded != part)[0])
-            raise UnsupportedNodeError(
-                f"{layer.weights}: netx loads {key}{list(index)} as {loaded[index]:g} instead of {part[index]:g}, as "
-                "it rescales layers without a positive weight wrongly where the largest magnitude is a power of two, "
-                "or odd weights go beyond 127; change that weight, or keep a positive one"
-            )
+            yield key, index, float(part[index]), float(loaded[index])
 
 
 def loaded_by_netx(weight: np.ndarray, *, scaled_with: np.ndarray | None = None) -> np.ndarray:

@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from exporters.net_format import NEVER_FIRES, NetLayer, check_loaded
+from exporters.net_format import NetLayer, check_loaded, neuron_fields
 from exporters.net_lines import with_lines
 from exporters.net_wiring import NetStretch, net_stretches, total_delay
-from slamp.arithmetic import BIAS_MANTISSA, DECAY_ONE, MAX_DELAY, SHIFT, FixedPoint
+from slamp.arithmetic import BIAS_MANTISSA, MAX_DELAY, SHIFT, FixedPoint
 from slamp.errors import UnsupportedNodeError
 from slamp.fixed_dynamics import fixed_function
 from slamp.graph import SpikingGraph
@@ -27,8 +27,6 @@ from slamp.nodes import (
     Affine,
     Conv1d,
     Conv2d,
-    CubaLI,
-    CubaLIF,
     Delay,
     Linear,
     Neuron,
@@ -81,7 +79,7 @@ def _layer(graph: SpikingGraph, stretch: NetStretch, *, flat: bool) -> NetLayer:
         raise UnsupportedNodeError(
             f"{weighted}: has a bias that {stretch.behind[0]} delays; put the delay before the weights"
         )
-    plain = NetLayer(neuron, weighted, "dense", node.weight, shape, _fields(neuron, target), None)
+    plain = NetLayer(neuron, weighted, "dense", node.weight, shape, neuron_fields(neuron, target), None)
     if isinstance(node, Conv2d) and len(pools) == len(wiring) and not flat and not late:
         found = pooled_kernel(graph, node, pools, start, shape)
         if found is not None:
@@ -142,11 +140,6 @@ def _with_delays(graph: SpikingGraph, stretch: NetStretch, matrix: np.ndarray) -
     """Return weights (out, in) with those of the ways beside, and the steps each synapse waits, None without any."""
     outputs, inputs = matrix.shape
     before, behind = total_delay(graph, stretch.wiring), total_delay(graph, stretch.behind)
-    pooled = any(isinstance(graph.nodes[name], SumPool2d) for name in stretch.wiring)
-    if before.size > 1 and (before.size != inputs or pooled):
-        raise UnsupportedNodeError(
-            f"{stretch.weighted}: pools stand between its weights and delays that differ; move the delays behind it"
-        )
     steps = np.broadcast_to(behind[:, None] + before[None, :], (outputs, inputs))
     for way in stretch.beside:
         weighted = next(name for name in way if name in graph.weighted)
@@ -265,23 +258,6 @@ def _without_bias(node: Node) -> Node:
             return replace(node, bias=None)
         case _:
             return node
-
-
-def _fields(name: str, node: Neuron) -> dict[str, int]:
-    decay_syn = _one(name, "decay_syn", node.decay_syn) if isinstance(node, (CubaLIF, CubaLI)) else 1.0
-    decay_mem = 0.0 if isinstance(node, IF) else _one(name, "decay_mem", node.decay_mem)
-    threshold = NEVER_FIRES
-    if not isinstance(node, READOUT):
-        threshold = int(_one(name, "v_threshold", node.v_threshold)) >> SHIFT
-    return {"iDecay": int(decay_syn * DECAY_ONE), "vDecay": int(decay_mem * DECAY_ONE), "vThMant": threshold}
-
-
-def _one(name: str, key: str, values: np.ndarray) -> float:
-    if values.min() != values.max():
-        raise UnsupportedNodeError(
-            f"{name}: {key} runs from {values.min():g} to {values.max():g}; a .net layer has one for all neurons"
-        )
-    return float(values.flat[0])
 
 
 def _bias(name: str, node: Neuron, kind: str) -> np.ndarray | None:

@@ -6,7 +6,7 @@ A layer may feed itself back after one step, and one synapse may be later than a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,14 +77,27 @@ def net_stretches(graph: SpikingGraph) -> list[NetStretch]:
     return found
 
 
-def total_delay(graph: SpikingGraph, names: tuple[str, ...]) -> np.ndarray:
-    """Return the steps that the `Delay` nodes among ``names`` add up to: int64, (1,) if all features wait equally."""
-    steps = np.zeros(1, dtype=np.int64)
-    for name in names:
+def total_delay(graph: SpikingGraph, wiring: Sequence[str]) -> np.ndarray:
+    """Sum the delays on a stretch of wiring: int64, (1,) if all values wait equally, else one per value at its start.
+
+    Raises:
+        UnsupportedNodeError: Sums of a pool wait differently, so one source would have several delays.
+    """
+    steps, pool = np.zeros(1, dtype=np.int64), ""
+    for name in wiring:
         node = graph.nodes[name]
-        if isinstance(node, Delay):
+        if isinstance(node, SumPool2d):
+            pool = name
+        elif isinstance(node, Delay):
             late = node.steps.reshape(-1).astype(np.int64)
-            steps = steps + (late[:1] if bool((late == late[0]).all()) else late)
+            if bool((late == late[0]).all()):
+                late = late[:1]
+            elif pool:
+                raise UnsupportedNodeError(
+                    f"{name}: delays the sums of {pool} by {late.min()} to {late.max()} steps, and a source may be in "
+                    "several; put the Delay before the pool, or delay all alike"
+                )
+            steps = steps + late
     return steps
 
 

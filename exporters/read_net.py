@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from exporters.net_format import loaded_by_netx
+from exporters.net_format import NEVER_FIRES, changed_by_netx
 from slamp.arithmetic import DECAY_ONE, MAX_DELAY, SHIFT, FixedPoint
 from slamp.errors import ArtifactError, GraphError
 from slamp.graph import SpikingGraph
@@ -36,7 +36,6 @@ from slamp.shapes import output_shape
 
 LAYER_TYPES = ("input", "conv", "flatten", "dense", "dense_rec")
 NEURON_TYPES = ("CUBA", "LOIHI")
-NEVER_FIRES = 131072  # a threshold mantissa that saturated membranes cannot exceed
 # netx's neuron of a dense layer without one: it integrates without leak and never fires
 DEFAULT_NEURON = {"iDecay": 0, "vDecay": DECAY_ONE, "vThMant": NEVER_FIRES}
 UNREADABLE = (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError)
@@ -276,20 +275,14 @@ def _add_dense(chain: _Chain, layer: _Layer, *, last: bool) -> None:
 
 def _check_netx(layer: _Layer, weight: np.ndarray) -> None:
     """Raise `ArtifactError` if netx would load other weights of a dense layer than those in the file, or crash."""
-    parts = {"weight": weight}
-    if layer.has("weight_rec"):
-        parts["weight_rec"] = layer.whole("weight_rec").reshape(len(weight), -1)
-    whole = np.concatenate(list(parts.values()), axis=1)
-    if not whole.any():
+    recurrent = layer.whole("weight_rec").reshape(len(weight), -1) if layer.has("weight_rec") else None
+    if not weight.any() and (recurrent is None or not recurrent.any()):
         raise ArtifactError(f"{layer.where}: all weights are zero, on which netx crashes; remove the layer")
-    for key, part in parts.items():
-        loaded = loaded_by_netx(part, scaled_with=np.clip(whole, -256, 255))
-        if not np.array_equal(loaded, part):
-            index = tuple(int(axis) for axis in np.argwhere(loaded != part)[0])
-            raise ArtifactError(
-                f"{layer.where}: {key}{list(index)} is {part[index]:g}, and netx loads {loaded[index]:g}; allowed are "
-                "8 bits, and layers without a positive weight whose largest magnitude is no power of two"
-            )
+    for key, index, given, loaded in changed_by_netx(weight, recurrent):
+        raise ArtifactError(
+            f"{layer.where}: {key}{list(index)} is {given:g}, and netx loads {loaded:g}; allowed are 8 bits, and "
+            "layers without a positive weight whose largest magnitude is no power of two"
+        )
 
 
 def _delayed(chain: _Chain, layer: _Layer, weight: np.ndarray) -> list[str]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from exporters.lava_lowering import ALWAYS_ON, INPUT, NEVER_FIRES
+from exporters.lava_lowering import ALWAYS_ON, INPUT
+from exporters.net_format import NEVER_FIRES
 from exporters.net_layers import stretch_matrix
 from exporters.process_files import ProcessNetwork, read_process_network
 from slamp.arithmetic import DECAY_ONE, MAX_DELAY, SHIFT, FixedPoint

@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import h5py
 import numpy as np
 import torch
 
 from exporters.environments import HOME_VARIABLE, run_child, witness_home
-from exporters.net_format import NetLayer
+from exporters.net_files import check_written, differences, features_of, write_net
 from exporters.net_layers import net_layers
 from exporters.net_lines import input_lines
 from exporters.net_script import network_script
@@ -117,9 +115,9 @@ class LavaExporter:
         with staged_artifact(
             graph, Path(directory), target=self.name, options=options, latency_steps=latency
         ) as staged:
-            _write_net(staged.directory / NETWORK, graph.shapes[graph.input], layers)
+            write_net(staged.directory / NETWORK, graph.shapes[graph.input], layers)
             staged.roles["network"] = NETWORK
-            _check_written(staged.directory / NETWORK, graph, layers)
+            check_written(staged.directory / NETWORK, graph, layers)
             script = network_script(
                 graph.shapes[graph.input], layers, network=NETWORK, readout=bool(options["readout"])
             )
@@ -193,7 +191,7 @@ class LavaExporter:
         if _in_processes(artifact):
             return list(process_differences(read_process_network(path), process_network(graph)))
         try:
-            return list(_differences(path, net_layers(graph)))
+            return list(differences(path, net_layers(graph)))
         except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise ArtifactError(f"{path}: is damaged ({error}); export again") from error
 
@@ -319,95 +317,11 @@ def _late(array: np.ndarray, steps: int, shape: list[int]) -> torch.Tensor:
 
 def _with_lines(artifact: Artifact, inputs: SpikeRaster) -> SpikeRaster:
     """Return inputs with the lines the network takes beside them; raises `RasterError` if they do not fit."""
-    path = artifact.file("network")
-    try:
-        with h5py.File(path, "r") as file:
-            taken = tuple(int(size) for size in file["layer/0/shape"][()])
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path}: is damaged ({error}); export again") from error
-    lines = artifact.manifest["options"]["input_lines"]
-    features = (taken[0] - lines, *taken[1:])
-    if inputs.features != features:
-        raise RasterError(f"raster: features {inputs.features}; the artifact's network takes {features}; reshape")
+    taken = features_of(artifact.file("network"))
+    lines = artifact.manifest["options"].get("input_lines", 0)
+    _check_features(inputs, (taken[0] - lines, *taken[1:]))
     if not lines:
         return inputs
     data = inputs.data
     on = torch.ones(*data.shape[:2], lines, *taken[1:], dtype=data.dtype, device=data.device)
     return SpikeRaster(torch.cat([data, on], dim=2), inputs.dt, kind=inputs.kind)
-
-
-def _write_net(path: Path, features: tuple[int, ...], layers: list[NetLayer]) -> None:
-    with h5py.File(path, "w") as file:
-        lines = input_lines(features, layers)
-        _put(file, 0, "input", {"shape": np.array((features[0] + lines, *features[1:]))})
-        index = 1
-        for layer in layers:
-            if layer.flattened:
-                _put(file, index, "flatten", {})
-                index += 1
-            fields = {"shape": np.array(layer.shape), "weight": layer.weight.astype(np.int32)}
-            fields |= {key: np.array(value) for key, value in layer.settings.items()}
-            for key, optional in _optional(layer).items():
-                if optional is not None:
-                    fields[key] = optional.astype(np.int32)
-            group = _put(file, index, layer.kind if layer.recurrent is None else "dense_rec", fields)
-            group["neuron/type"] = np.bytes_("CUBA")
-            for key, value in layer.neuron_fields.items():
-                group[f"neuron/{key}"] = value
-            group["neuron/refDelay"] = 1
-            group["neuron/gradedSpike"] = False
-            index += 1
-
-
-def _optional(layer: NetLayer) -> dict[str, np.ndarray | None]:
-    return {"bias": layer.bias, "delay": layer.delay, "weight_rec": layer.recurrent}
-
-
-def _put(file: h5py.File, index: int, kind: str, fields: dict[str, np.ndarray]) -> h5py.Group:
-    group = file.create_group(f"layer/{index}")
-    group.create_dataset("type", (1,), "S10", [kind.encode("ascii")])
-    for key, value in fields.items():
-        group[key] = value
-    return group
-
-
-def _check_written(path: Path, graph: SpikingGraph, layers: list[NetLayer]) -> None:
-    """Read the file back and hold it against the layers; raises `UnsupportedNodeError` if anything is different."""
-    found = next(_differences(path, layers), "")
-    if found:
-        raise UnsupportedNodeError(f"graph: the file states otherwise: {found}")
-    if net_layers_of_file(path, graph.dt) != [layer.neuron_fields for layer in layers]:
-        raise UnsupportedNodeError("graph: the file read back has other neurons")
-
-
-def net_layers_of_file(path: Path, dt: float) -> list[dict[str, int]]:
-    """Neuron fields of every layer of a file, read as a graph and lowered again."""
-    return [layer.neuron_fields for layer in net_layers(read_net(path, dt=dt))]
-
-
-def _differences(path: Path, layers: list[NetLayer]) -> Iterator[str]:
-    """Yield what the layers of a file state otherwise than ``layers``."""
-    with h5py.File(path, "r") as file:
-        groups = [file[f"layer/{index}"] for index in range(len(file["layer"]))]
-        groups = [group for group in groups if group["type"][0].decode() not in ("input", "flatten")]
-        if len(groups) != len(layers):
-            yield f"the file has {len(groups)} layers with weights, the graph {len(layers)}"
-            return
-        for layer, group in zip(layers, groups, strict=True):
-            expected = {"weight": layer.weight, **layer.settings, **_optional(layer)}
-            expected |= {f"neuron/{key}": value for key, value in layer.neuron_fields.items()}
-            for key, value in expected.items():
-                if value is None:
-                    if key in group:
-                        yield f"{layer.neuron}: {key} is in the file, the graph has none"
-                    continue
-                if key not in group:
-                    yield f"{layer.neuron}: {key} is missing in the file"
-                    continue
-                wanted, found = np.asarray(value, dtype=np.float64), np.asarray(group[key][()], dtype=np.float64)
-                if wanted.shape != found.shape:
-                    yield f"{layer.neuron}: {key} has shape {found.shape} in the file, {wanted.shape} in the graph"
-                elif not np.array_equal(wanted, found):
-                    index = tuple(int(axis) for axis in np.argwhere(wanted != found)[0])
-                    at = list(index) if index else ""
-                    yield f"{layer.neuron}: {key}{at} is {found[index]:g} in the file, {wanted[index]:g} in the graph"

@@ -172,6 +172,19 @@ def delayed() -> SpikingGraph:
     )
 
 
+def delayed_pool() -> SpikingGraph:
+    """Delays per source before a pool, one delay behind it: both belong to the matrix that pool and weights become."""
+    rng = np.random.default_rng(15)
+    return chain(
+        Delay(frozen_array(rng.integers(0, 9, (2, 6, 4)).astype(np.float32))),
+        SumPool2d((2, 2), (2, 2)),
+        Delay(uniform(2.0, (2, 3, 2))),
+        conv(weights(rng, 3, 2, 2, 2)),
+        cuba((3, 2, 1), du=2000, dv=300, vth=100),
+        features=(2, 6, 4),
+    )
+
+
 def synapse_delays() -> SpikingGraph:
     """Every synapse waits for itself: three ways of weights beside one another, no synapse in two of them."""
     rng = np.random.default_rng(12)
@@ -242,6 +255,7 @@ ZOO = {
         readout,
         recurrent,
         delayed,
+        delayed_pool,
         synapse_delays,
         current_biases,
         current_biases_of_convolutions,

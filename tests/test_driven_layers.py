@@ -11,7 +11,7 @@ from norse.torch import LIFCell, SequentialState
 
 import slamp
 from exporters.to_lava import reread
-from exporters.witness_lava import environment_python
+from lava_artifacts import needs_lava
 from networks import enliven
 from slamp.driven_layers import driven, driven_layer
 from slamp.graph import SpikingGraph
@@ -20,7 +20,6 @@ from slamp.raster import SpikeRaster
 from test_fixed_point import DT
 
 LOIHI = slamp.load_profile("loihi2")
-needs_lava = pytest.mark.skipif(environment_python() is None, reason="Lava's environment is not installed")
 
 
 def two_ways() -> SpikingGraph:

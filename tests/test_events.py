@@ -250,7 +250,7 @@ def test_a_wrong_number_is_seen() -> None:
 def test_unknown_engines_and_float_graphs_are_refused() -> None:
     graph = chain(linear([[1.0]]), cuba((1,)), features=(1,))
     with pytest.raises(GraphError, match="engine: 'fast'; allowed are auto, batched, events"):
-        slamp.simulate(graph, ones(2, 1), engine="fast")  # type: ignore[arg-type]
+        slamp.simulate(graph, ones(2, 1), engine="fast")  # type: ignore[arg-type]  # the mistake under test
     twin = chain(linear([[1.0]]), cuba((1,)), features=(1,), arithmetic=slamp.Float32())
     for engine in ("batched", "events"):
         with pytest.raises(GraphError, match=f"engine: '{engine}' is for fixed-point graphs, and this one is in float"):

@@ -11,15 +11,11 @@ import torch
 from norse.torch import SequentialState
 
 import slamp
-from exporters.witness_lava import environment_python
+from lava_artifacts import needs_lava
 from networks import box, enliven, pattern_loss, patterns
 from slamp.compress import QUANTIZED
 from slamp.errors import ProfileError, UnsupportedNodeError
 from slamp.raster import SpikeRaster
-
-needs_lava = pytest.mark.skipif(
-    environment_python() is None, reason="Lava's environment is not installed (slamp lava install)"
-)
 
 
 def network(*, normalized: bool = False) -> SequentialState:

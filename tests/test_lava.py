@@ -17,6 +17,7 @@ from exporters import witness_lava
 from exporters.lava_lowering import lava_network
 from exporters.witness_lava import environment_python, find_python, install, run_models
 from fixed_point_strategies import INPUT, Dense, Feed, Inputs, Late, Layer, Network, Neurons, Weights, Wire
+from lava_artifacts import needs_lava
 from slamp.errors import MissingDependencyError, UnsupportedNodeError, WitnessError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
@@ -40,11 +41,6 @@ from slamp.simulate import Recording
 from test_fixed_point import DT, chain, cuba, linear, ones
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "netx"
-needs_lava = pytest.mark.skipif(
-    environment_python() is None, reason="Lava's environment is not installed (exporters.witness_lava)"
-)
-
-
 PLAIN = Network(
     features=(20,),
     layers=(

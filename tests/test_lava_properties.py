@@ -13,10 +13,11 @@ import slamp
 from exporters.lava_lowering import lava_network
 from exporters.witness_lava import run_models
 from fixed_point_strategies import STEPS, Network, batches
+from lava_artifacts import needs_lava
 from slamp.arithmetic import STATE_LIMIT
 from slamp.events import unknown_to_events
 from test_events import difference
-from test_lava import needs_lava, unlike_lava
+from test_lava import unlike_lava
 
 NETWORKS = 120
 # In how many of them each is seen at least, about half of what was counted.

@@ -12,7 +12,7 @@ import torch
 
 import slamp
 from exporters.nir_foreign import lift_foreign
-from exporters.witness_lava import environment_python
+from lava_artifacts import needs_lava
 from slamp.errors import ArtifactError, UnsupportedNodeError
 from slamp.nodes import IF, CubaLIF, Delay
 from slamp.raster import SpikeRaster
@@ -20,9 +20,6 @@ from test_euler import recordings
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "nir"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the third-party NIR files are not on this machine")
-needs_lava = pytest.mark.skipif(
-    environment_python() is None, reason="Lava's environment is not installed (slamp lava install)"
-)
 
 
 def lif(n: int, **values: Any) -> nir.LIF:

@@ -28,12 +28,12 @@ from exporters.read_processes import read_processes
 from exporters.to_lava import LavaExporter, reread
 from exporters.witness_lava import environment_python, run_models
 from feedback_networks import random_feedback
+from lava_artifacts import check_reread, needs_lava
 from slamp.cli import main
 from slamp.errors import ArtifactError, MissingDependencyError, RasterError, UnsupportedNodeError
 from slamp.graph import SpikingGraph
 from slamp.manifest import Artifact
 from slamp.nodes import (
-    NEURON,
     Affine,
     Conv2d,
     CubaLI,
@@ -50,8 +50,6 @@ from slamp.raster import SpikeRaster
 from test_fixed_point import DT, chain, cuba, linear, ones
 from test_lava import differing_cells
 from test_to_lava import conv, dense, samples, weights
-
-needs_lava = pytest.mark.skipif(environment_python() is None, reason="Lava's environment is not installed")
 
 
 def joined(nodes: dict[str, Node], *edges: str) -> SpikingGraph:
@@ -200,12 +198,7 @@ def edited(artifact: Artifact, change: Callable[[dict[str, Any], dict[str, np.nd
 @each_graph
 def test_the_file_read_back_computes_the_same(name: str, tmp_path: Path) -> None:
     graph = ZOO[name]()
-    artifact = LavaExporter().write(graph, tmp_path / "out")
-    result = slamp.verify(artifact, graph, samples(graph), runner=reread, runner_name="reread")
-    assert result.verdict == "identical", result.sentence()
-    assert result.unobserved_layers == ()
-    neurons = sum(int(np.prod(graph.shapes[layer])) for layer in graph.nodes if isinstance(graph.nodes[layer], NEURON))
-    assert result.cells >= 2 * neurons * 25 * 3
+    check_reread(graph, samples(graph), tmp_path / "out")
 
 
 @each_graph

@@ -175,7 +175,7 @@ WRONG = {
                'source = "sheet", status = "code" }', "energy.sheet: an all_in set has the price sop_pj", -1),
     "power": ('scope = "per_term"', 'scope = "power"', "energy.sheet: a power set has no sop_pj", -1),
     "no access": ('access = "primary"', "", "sources.sheet.access: Field required", -2),
-}  # fmt: skip
+}  # fmt: skip  # one case a line
 
 
 @pytest.mark.parametrize("name", WRONG)

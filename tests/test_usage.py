@@ -285,7 +285,7 @@ def test_every_shipped_profile_gives_tables_and_plain_data(
 def test_the_users_own_profile_counts(tmp_path: Path, pruned: tuple[SpikingGraph, slamp.Activity]) -> None:
     (tmp_path / "mine.toml").write_text(MINE.replace("[encodings.list]", "[encodings.list]\nparameters.index_bits = "
         '{ value = 8, unit = "bits", source = "sheet", status = "derived" }\nparameters.pointer_bits = '
-        '{ value = 0, unit = "bits", source = "sheet", status = "derived" }'))  # fmt: skip
+        '{ value = 0, unit = "bits", source = "sheet", status = "derived" }'))  # fmt: skip  # two lines of TOML
     graph, activity = pruned
     profile: Profile = load_profile(tmp_path / "mine.toml")
     found = usage(graph, profile, activity)

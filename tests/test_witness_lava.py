@@ -15,11 +15,8 @@ import pytest
 from exporters import environments
 from exporters.environments import run_child
 from exporters.witness_lava import environment_python, run_models
+from lava_artifacts import needs_lava
 from slamp.errors import WitnessError
-
-needs_lava = pytest.mark.skipif(
-    environment_python() is None, reason="Lava's environment is not installed (exporters.witness_lava)"
-)
 
 
 def described(neurons: dict[str, Any], synapses: list[dict[str, Any]], **arrays: np.ndarray) -> dict[str, np.ndarray]:

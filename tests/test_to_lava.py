@@ -450,7 +450,7 @@ def test_a_damaged_file_is_named(bytes_: bytes, tmp_path: Path) -> None:
     "name", ["biased", "readout", "recurrent", "synapse_delays", "current_biases_of_convolutions", "even weights"]
 )
 def test_the_script_builds_the_same_network(name: str, tmp_path: Path) -> None:
-    graph = ZOO[name]() if name in ZOO else one_layer([[200, -20, 4], [100, 50, -200]], cuba((2,), vth=150))
+    graph = ZOO[name]() if name in ZOO else one_layer([[200, -20, 4], [100, 50, -200]], cuba((2,), vth=350))
     artifact = LavaExporter().write(graph, tmp_path / "out")
     assert ("synapses2 = sparse(" in artifact.file("script").read_text()) == (name == "readout")
     raster = samples(graph, batch=1)

@@ -25,6 +25,7 @@ from slamp.nodes import (
     LI,
     LIF,
     NEURON,
+    SECOND_TIER,
     Affine,
     AvgPool2d,
     Conv1d,
@@ -34,6 +35,7 @@ from slamp.nodes import (
     Delay,
     Flatten,
     Input,
+    LIFRefrac,
     Linear,
     Neuron,
     Node,
@@ -128,6 +130,9 @@ def reset_by_subtraction(graph: SpikingGraph) -> list[str]:
 
 def _check(name: str, node: Node, graph: SpikingGraph, strict: bool) -> None:
     kind = type(node).__name__
+    if isinstance(node, SECOND_TIER):
+        lacking = "refractory period" if isinstance(node, LIFRefrac) else "adaptive threshold"
+        raise UnsupportedNodeError(f"{name}: is {kind}, and NIR has no neuron with {lacking}; train with LIFCell")
     if isinstance(node, Scale) and bool((node.shift != 0).any()):
         raise UnsupportedNodeError(
             f"{name}: Scale shifts by up to {np.abs(node.shift).max():g}, NIR's Scale has no shift; "

@@ -85,7 +85,8 @@ def membrane_bound(graph: SpikingGraph, layer: str, inputs: SpikeRaster, spikes:
         spikes: Spikes by layer, bool (time, batch, *neurons), of every spiking layer upstream and of ``layer`` itself.
 
     Raises:
-        GraphError: ``layer`` is not a layer of neurons, or of a kind no target runs, or the spikes of a layer it needs are not given.
+        GraphError: ``layer`` is not a layer of neurons, or of a kind no target runs, or the spikes of a layer it needs
+            are not given.
         RasterError: ``inputs`` does not fit the graph.
     """
     if not isinstance(graph.nodes.get(layer), NEURON):

@@ -7,7 +7,7 @@ reference (`simulate`) and the layer-by-layer statistics (`calibrate`), so they 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,20 +25,24 @@ from slamp.nodes import (
     SECOND_TIER,
     SPIKING,
     SYNAPTIC,
+    WIRING,
+    AdaptiveAvgPool2d,
     Affine,
     AvgPool2d,
     Conv1d,
     Conv2d,
-    Flatten,
     Input,
     LIFRefrac,
     Linear,
+    MaxPool2d,
     Neuron,
     Node,
     Output,
     Scale,
+    Sum,
     SumPool2d,
 )
+from slamp.wiring import wiring_function
 
 TensorFunction = Callable[[torch.Tensor], torch.Tensor]
 
@@ -78,7 +82,7 @@ def parameter_tensor(array: np.ndarray, device: str | torch.device) -> torch.Ten
 def stateless_function(node: Node, device: str | torch.device) -> TensorFunction:
     """Return the function of a node without memory, on tensors of shape (batch, *features)."""
     match node:
-        case Input() | Output():
+        case Input() | Output() | Sum():
             return lambda x: x
         case Linear():
             weight = to_tensor(node.weight, device)
@@ -92,8 +96,12 @@ def stateless_function(node: Node, device: str | torch.device) -> TensorFunction
             return lambda x: F.lp_pool2d(x, 1.0, node.kernel_size, node.stride)
         case AvgPool2d():
             return lambda x: F.avg_pool2d(x, node.kernel_size, node.stride, node.padding)
-        case Flatten():
-            return lambda x: torch.flatten(x, node.start_dim + 1, node.end_dim + 1)
+        case MaxPool2d():
+            return lambda x: F.max_pool2d(x, node.kernel_size, node.stride, node.padding, node.dilation)
+        case AdaptiveAvgPool2d():
+            return lambda x: F.adaptive_avg_pool2d(x, node.output_size)
+        case _ if isinstance(node, WIRING):
+            return wiring_function(node)
         case Scale():
             return _scale(node, device)
         case _:
@@ -121,6 +129,14 @@ def added(x: torch.Tensor, more: Sequence[torch.Tensor]) -> torch.Tensor:
     for other in more:
         x = x + other
     return x
+
+
+def edge_values(
+    values: Mapping[str, torch.Tensor], sources: Sequence[str]
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Return what the first edge into a node brings, and what further ones do, in their order."""
+    first, *rest = sources
+    return values[first], tuple(values[source] for source in rest)
 
 
 @dataclass

@@ -13,28 +13,26 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from slamp.activity import KEPT_SAMPLES, Activity, LayerActivity, NeuronActivity
+from slamp.carried import arriving, brings_binary, carried, routed
 from slamp.delays import DelayLine, holds_back
-from slamp.dynamics import NeuronState, TensorFunction, exact_float32
+from slamp.dynamics import NeuronRun, NeuronState, TensorFunction, edge_values, exact_float32
 from slamp.engine import Dynamics, engine_of
 from slamp.errors import RasterError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
     IF,
+    LSNN,
     NEURON,
+    SECOND_TIER,
     SPIKING,
+    SYNAPTIC,
     WEIGHTED,
-    AvgPool2d,
-    CubaLI,
-    CubaLIF,
-    Delay,
-    Flatten,
     Input,
+    MaxPool2d,
     Neuron,
     Spiking,
-    SumPool2d,
     Weighted,
 )
 from slamp.progress import ticker
@@ -54,8 +52,10 @@ def calibrate(graph: SpikingGraph, source: Source, *, fold: bool = True, progres
     """Measure activity per layer and step: SOPs, firing rates, membrane density at the threshold, input energies.
 
     SOPs are spikes times the non-zero synapses each reaches. A spike that passes a sum or average pool on its way
-    counts once for every window it lies in: hardware delivers every spike, it does not merge them. Analog inputs, and
-    values behind a normalization, count as one MAC per value that is not zero and synapse.
+    counts once for every window it lies in: hardware delivers every spike, it does not merge them. What leaves a max
+    pool of spikes is spikes again: one per window in which a neuron fires. Values repeated by `Upsample2d` or `Pad`
+    count where they are repeated. Analog inputs, and values behind a normalization, count as one MAC per value that is
+    not zero and synapse.
 
     Args:
         graph: The network.
@@ -127,33 +127,17 @@ class _Meter:
         self.dynamics, self.functions = engine_of(graph, first)
         self.neurons: dict[str, _NeuronTotals] = {}
         self.layers: dict[str, _LayerTotals] = {}
-        spike_fed = {graph.input} if first.is_spikes else set()  # carry spikes, possibly pooled
-        binary = set(spike_fed)  # carry spikes as they are, 0 and 1
+        self.carried = carried(graph, input_is_spikes=first.is_spikes)
         for name in graph.order:
-            node = graph.nodes[name]
-            sources = graph.sources(name)
+            node, sources = graph.nodes[name], graph.sources(name)
             if isinstance(node, NEURON):
                 self.neurons[name] = _NeuronTotals(node, graph.shapes[name], first.steps)
-                if isinstance(node, SPIKING):
-                    spike_fed.add(name)
-                    binary.add(name)
-                continue
-            if isinstance(node, Delay):
-                if all(isinstance(graph.nodes[source], SPIKING) or source in spike_fed for source in sources):
-                    spike_fed.add(name)
-                    binary.add(name)
-                continue
-            if isinstance(node, WEIGHTED):
+            elif isinstance(node, WEIGHTED):
                 kernel = _Kernel(_next_neuron(graph, name), graph.device)
                 shape = graph.shapes[sources[0]]
                 self.layers[name] = _LayerTotals(node, shape, first.steps, kernel, graph.device)
-                self.layers[name].from_spikes = spike_fed.issuperset(sources)
-                self.layers[name].binary = len(sources) == 1 and sources[0] in binary
-            elif isinstance(node, (SumPool2d, AvgPool2d, Flatten)) and spike_fed.issuperset(sources):
-                spike_fed.add(name)
-                if isinstance(node, Flatten) and len(sources) == 1 and sources[0] in binary:
-                    binary.add(name)
-        self.spike_fed = frozenset(spike_fed)
+                self.layers[name].from_spikes = self.carried.events.issuperset(sources)
+                self.layers[name].binary = brings_binary(graph, sources, self.carried.binary)
         self.peaks: list[int] = [0] * first.steps
         largest = max(int(np.prod(shape)) for shape in graph.shapes.values())
         self.run_steps = max(1, RUN_BYTES // (4 * largest * first.batch))
@@ -161,6 +145,7 @@ class _Meter:
     def add(self, raster: SpikeRaster, *, fold: bool) -> None:
         # A delay may close a cycle, which can only be stepped.
         lines = delay_lines(self.graph, raster.batch)
+        late_events = delay_lines(self.graph, 1)
         run_steps = self.run_steps if fold and not lines else 1
         states = {name: layer.initial_state(raster.batch) for name, layer in self.dynamics.items()}
         traces: dict[str, torch.Tensor] = {}
@@ -168,7 +153,7 @@ class _Meter:
         best_step = torch.zeros(raster.batch, dtype=torch.int64, device=self.graph.device)
         for start in range(0, self.steps, run_steps):
             stop = min(start + run_steps, self.steps)
-            output = self._run(raster, start, stop, states, traces, lines)
+            output = self._run(raster, start, stop, states, traces, (lines, late_events))
             peaks, at = output.flatten(2).amax(2).max(0)
             best_step = torch.where(peaks > best, at + start, best_step)
             best = torch.maximum(best, peaks)
@@ -183,10 +168,13 @@ class _Meter:
         stop: int,
         states: Mapping[str, NeuronState],
         traces: dict[str, torch.Tensor],
-        lines: Mapping[str, DelayLine],
+        delays: tuple[Mapping[str, DelayLine], Mapping[str, DelayLine]],
     ) -> torch.Tensor:
-        """Run all layers over steps ``start`` to ``stop``; return the output, (steps, batch, *features)."""
-        graph = self.graph
+        """Run all layers over steps ``start`` to ``stop``; return the output, (steps, batch, *features).
+
+        ``delays`` are the memories of values and of events, step by step.
+        """
+        graph, (lines, late_events) = self.graph, delays
         values: dict[str, torch.Tensor] = {}
         events: dict[str, torch.Tensor] = {}  # events per step and feature, summed over the batch
         for name in graph.order:
@@ -200,37 +188,39 @@ class _Meter:
                 continue
             if name in lines and holds_back(node):
                 values[name] = lines[name].read()[None]
-                if name in self.spike_fed:
-                    events[name] = values[name].sum(1)
-                continue
-            x = summed(values, sources)
-            if name in lines:
-                lines[name].push(x[0])
-                values[name] = lines[name].read()[None]
-                if name in self.spike_fed:
-                    events[name] = values[name].sum(1)
+                if name in self.carried.events:
+                    events[name] = late_events[name].read()
                 continue
             if name in self.dynamics:
-                run = self.dynamics[name].advance(x, states[name])
+                drive, more = edge_values(values, sources)
+                run = self.dynamics[name].advance(drive, states[name], more=more)
                 values[name] = run.output
                 if isinstance(node, SPIKING):
                     events[name] = values[name].sum(1)
-                    self.neurons[name].add(start, events[name], run.v)
+                    self.neurons[name].add(start, events[name], run)
                 continue
-            arriving: torch.Tensor | None = None
-            if all(source in events for source in sources):
-                arriving = torch.stack([events[source] for source in sources]).sum(0)
-            if name in self.layers:
-                traces[name] = self.layers[name].add(start, x, arriving, traces.get(name))
-            elif arriving is not None:
-                routed = _routed(node, arriving)
-                if routed is not None:
-                    events[name] = routed
+            x, spikes = summed(values, sources), arriving(events, sources)
+            if name in lines:
+                lines[name].push(x[0])
+                values[name] = lines[name].read()[None]
+                if spikes is not None:
+                    late_events[name].push(spikes)
+                    events[name] = late_events[name].read()
+                continue
             values[name] = self.functions[name](x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            if name in self.layers:
+                traces[name] = self.layers[name].add(start, x, spikes, traces.get(name))
+            elif name in self.carried.events:
+                assert spikes is not None
+                events[name] = values[name].sum(1) if isinstance(node, MaxPool2d) else routed(node, spikes)
         for name, line in lines.items():
+            sources = graph.sources(name)
             if holds_back(graph.nodes[name]):
-                line.push(summed(values, graph.sources(name))[0])
+                line.push(summed(values, sources)[0])
+                if name in self.carried.events:
+                    late_events[name].push(summed(events, sources))
             line.advance()
+            late_events[name].advance()
         return values[graph.output]
 
     def result(self) -> Activity:
@@ -261,17 +251,19 @@ class _NeuronTotals:
         self.near = np.zeros(self.steps)
         if isinstance(self.node, SPIKING):
             threshold = torch.tensor(self.node.v_threshold)
+            around = torch.zeros_like(threshold) if isinstance(self.node, SECOND_TIER) else threshold
             self.delta = threshold_window(self.node)
-            self.low, self.high = threshold - self.delta, threshold + self.delta
+            self.low, self.high = around - self.delta, around + self.delta
             if bool((threshold == threshold.flatten()[0]).all()):
                 self.low, self.high = self.low.flatten()[0], self.high.flatten()[0]
 
-    def add(self, start: int, events: torch.Tensor, v: torch.Tensor) -> None:
+    def add(self, start: int, events: torch.Tensor, run: NeuronRun) -> None:
         stop = start + events.shape[0]
         self.counts += events.sum(0).cpu().numpy()
         self.per_step[start:stop] += events.flatten(1).sum(1).cpu().numpy()
-        part = v[:, :DENSITY_SAMPLES]
-        low, high = self.low.to(v.device), self.high.to(v.device)
+        # A threshold that moves is where the membrane meets it; a refractory neuron is far from any.
+        part = (run.v if run.distance is None else run.distance)[:, :DENSITY_SAMPLES]
+        low, high = self.low.to(part.device), self.high.to(part.device)
         near = torch.logical_and(part > low, part < high).flatten(1).count_nonzero(dim=1)
         self.near[start:stop] += near.cpu().numpy()
         if start == 0:
@@ -338,19 +330,19 @@ class _Kernel:
 
     def __init__(self, node: Neuron | None, device: str) -> None:
         self.device = device
-        self.current = isinstance(node, (CubaLIF, CubaLI))
+        self.current, self.late = isinstance(node, SYNAPTIC), isinstance(node, LSNN)
         if node is None:
             decay_mem, decay_syn = 1.0, 1.0  # no neuron follows: no memory
         else:
             decay_mem = 0.0 if isinstance(node, IF) else float(node.decay_mem.mean(dtype=np.float64))
-            decay_syn = float(node.decay_syn.mean(dtype=np.float64)) if isinstance(node, (CubaLIF, CubaLI)) else 1.0
+            decay_syn = float(node.decay_syn.mean(dtype=np.float64)) if isinstance(node, SYNAPTIC) else 1.0
         self.keep_mem, self.keep_syn = 1.0 - decay_mem, 1.0 - decay_syn
         self.gain = decay_mem if self.current else 1.0
 
     def filter(self, x: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Filter ``x`` of shape (steps, cells); return the trace of the same shape and the state (1 or 2, cells)."""
         steps = x.shape[0]
-        filters = filter_matrices(self.keep_mem, self.keep_syn, self.gain, self.current, steps)
+        filters = filter_matrices(self.keep_mem, self.keep_syn, self.gain, self.current, steps, self.late)
         from_state, from_input = (matrix.to(self.device) for matrix in filters)
         response = from_input @ x if state is None else torch.addmm(from_state @ state, from_input, x)
         return response[:steps], response[steps - 1 :].clone()
@@ -358,25 +350,28 @@ class _Kernel:
 
 @lru_cache(maxsize=64)
 def filter_matrices(
-    keep_mem: float, keep_syn: float, gain: float, current: bool, steps: int
+    keep_mem: float, keep_syn: float, gain: float, current: bool, steps: int, late: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what a neuron's linear filter multiplies the state before (v, i) and the inputs of ``steps`` steps with.
 
-    Rows are the trace at every step and then, with a synaptic current, that current after the last step.
+    Rows are the trace at every step and then, with a synaptic current, that current after the last step. Where the
+    membrane is ``late`` (`LSNN`) it sees an input one step after it came, and the input does not decay when it comes.
     """
     v, i = np.zeros(steps + 1), np.zeros(steps + 1)  # response to an input at step 0, `lag` steps later
     for lag in range(steps + 1):
         before_v, before_i = (v[lag - 1], i[lag - 1]) if lag else (0.0, 0.0)
         jumped = before_i + float(lag == 0)
-        v[lag] = keep_mem * before_v + (gain * jumped if current else float(lag == 0))
-        i[lag] = keep_syn * jumped
+        seen = before_i if late else jumped
+        v[lag] = keep_mem * before_v + (gain * seen if current else float(lag == 0))
+        i[lag] = keep_syn * before_i + float(lag == 0) if late else keep_syn * jumped
     lags = np.subtract.outer(np.arange(steps), np.arange(steps))
     from_input = np.where(lags >= 0, v[lags], 0.0)
     from_v = keep_mem ** np.arange(1, steps + 1)
     from_state = from_v[:, None]
     if current:
-        # A current left over from before acts like an input of that size.
-        from_state = np.vstack([np.stack([from_v, v[:steps]], axis=1), [0.0, keep_syn**steps]])
+        # A current left over from before acts like an input of that size, where late one that came a step before.
+        left_over = v[1:] if late else v[:-1]
+        from_state = np.vstack([np.stack([from_v, left_over], axis=1), [0.0, keep_syn**steps]])
         from_input = np.vstack([from_input, i[steps - 1 :: -1][:steps]])
     return torch.tensor(from_state, dtype=torch.float32), torch.tensor(from_input, dtype=torch.float32)
 
@@ -391,28 +386,15 @@ def tap_groups(node: Weighted) -> int:
     return getattr(node, "groups", 1)
 
 
-def _routed(node: object, events: torch.Tensor) -> torch.Tensor | None:
-    """Carry event counts (steps, *features) through wiring: pools merge spikes, they do not scale them."""
-    match node:
-        case SumPool2d():
-            return F.avg_pool2d(events, node.kernel_size, node.stride, divisor_override=1)
-        case AvgPool2d():
-            return F.avg_pool2d(events, node.kernel_size, node.stride, node.padding, divisor_override=1)
-        case Flatten():
-            return torch.flatten(events, node.start_dim + 1, node.end_dim + 1)
-        case _:
-            return None
-
-
 def _next_neuron(graph: SpikingGraph, name: str) -> Neuron | None:
     """Return the neuron layer a weighted node drives, None if its output leaves the network unintegrated."""
-    while True:
-        targets = graph.targets(name)
-        if not targets:
-            return None
-        name = targets[0]
-        node = graph.nodes[name]
-        if isinstance(node, NEURON):
-            return node
-        if isinstance(node, WEIGHTED):
-            return None
+    waiting, seen = [name], {name}
+    while waiting:
+        for target in graph.targets(waiting.pop(0)):
+            node = graph.nodes[target]
+            if isinstance(node, NEURON):
+                return node
+            if target not in seen and not isinstance(node, WEIGHTED):
+                seen.add(target)
+                waiting.append(target)
+    return None

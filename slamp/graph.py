@@ -39,6 +39,7 @@ from slamp.shapes import output_shape
 
 NodeT = TypeVar("NodeT", bound=Node)
 FORMAT = "slamp-graph-1"
+MAX_STEPS = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,8 +224,15 @@ def _header(graph: SpikingGraph) -> dict[str, Any]:
 
 
 def _json_settings(node: Node) -> dict[str, Any]:
-    settings = settings_of(node).items()
-    return {"settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings}}
+    return {"settings": {key: _as_lists(value) for key, value in settings_of(node).items()}}
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _from_parts(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> SpikingGraph:
@@ -236,9 +244,7 @@ def _from_parts(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> 
     nodes: dict[str, Node] = {}
     for entry in header["nodes"]:
         kind = NODE_TYPES[entry["type"]]
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in entry["settings"].items()
-        }
+        values: dict[str, Any] = {key: _as_tuples(value) for key, value in entry["settings"].items()}
         for key in entry["arrays"]:
             values[key] = _restored(arrays[f"{entry['name']}/{key}"])
         nodes[entry["name"]] = kind(**values)
@@ -293,6 +299,9 @@ def _check_numbers(graph: SpikingGraph) -> None:
             if isinstance(node, Delay) and not bool(((array >= 0) & (array % 1 == 0)).all()):
                 held = f"{key} holds {array.min():g} to {array.max():g}"
                 raise GraphError(f"{name}: {held}; allowed are whole steps, 0 or more")
+            if key == "refractory_steps" and not bool(((array >= 0) & (array % 1 == 0) & (array <= MAX_STEPS)).all()):
+                held = f"{key} holds {array.min():g} to {array.max():g}"
+                raise GraphError(f"{name}: {held}; allowed are whole steps, 0 to 2^24, which float32 counts exactly")
             if key.startswith("decay") and not bool(((array >= 0) & (array <= 1)).all()):
                 worst = float(array.max() if array.max() > 1 else array.min())
                 raise GraphError(

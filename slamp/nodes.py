@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from slamp.errors import GraphError
 
 Reset = Literal["value", "subtract"]
+PadMode = Literal["constant", "reflect", "replicate", "circular"]
 Shape = tuple[int, ...]
 
 
@@ -103,6 +104,82 @@ class Flatten:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class MaxPool2d:
+    """Largest value of each window; the padding never is. Of spikes: one if any neuron of the window fires."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AdaptiveAvgPool2d:
+    """Mean over windows chosen so that the map has the sides ``output_size``, as torch chooses them."""
+
+    output_size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Upsample2d:
+    """Every value ``factor`` times along the last two axes: torch's nearest neighbor by a whole ``scale_factor``."""
+
+    factor: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Pad:
+    """The last feature axes made longer, ``padding`` holding (before, after) for each of them, the first one first.
+
+    ``mode`` says with what, as in `torch.nn.functional.pad`; ``value`` is what "constant" fills in.
+    """
+
+    padding: tuple[tuple[int, int], ...]
+    mode: PadMode = "constant"
+    value: float = 0.0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sum:
+    """Its edges added one by one, in their order, before anything else is done: ``(x1 + x2) + x3``."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Place:
+    """The input at ``start`` along feature axis ``axis``, zeros elsewhere up to ``size``.
+
+    Places into a `Sum` that do not overlap are a concatenation, exact but for the sign of zero.
+    """
+
+    axis: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Take:
+    """The entries ``start`` to ``stop`` (exclusive) along feature axis ``axis``."""
+
+    axis: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reshape:
+    """The same values, row-major, with features of ``shape``."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Permute:
+    """Feature axes in the order ``axes``, as `torch.Tensor.permute` (batch axis not counted)."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Scale:
     """``y = scale * x + shift`` per channel (first feature axis), rounded once, as torch's batch normalization does.
 
@@ -169,6 +246,44 @@ class CubaLIF:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class LIFRefrac:
+    """`CubaLIF` with an absolute refractory period. Starts at ``v = v_leak, i = 0, rho = 0``.
+
+    One step: ``i += x``; ``u = v + decay_mem * ((v_leak - v) + i)``; ``i -= decay_syn * i``. While ``rho > 0`` the
+    neuron is refractory: ``v`` is held, it does not spike, and ``rho -= 1``. Otherwise ``v = u``; ``s = v >
+    v_threshold``; a spike sets ``v = v_reset`` and ``rho = refractory_steps``, whole numbers of steps from 0 on.
+    Several edges are added to ``i`` one by one. Norse: ``LIFRefracCell`` (`norse/torch/functional/lif_refrac.py`).
+    """
+
+    decay_syn: np.ndarray
+    decay_mem: np.ndarray
+    v_leak: np.ndarray
+    v_threshold: np.ndarray
+    v_reset: np.ndarray
+    refractory_steps: np.ndarray
+    reset: ClassVar[Reset] = "value"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LSNN:
+    """`CubaLIF` whose threshold ``b`` rises with every spike. Starts at ``v = v_leak, i = 0, b = v_threshold``.
+
+    One step: ``v += decay_mem * ((v_leak - v) + i)``; ``i -= decay_syn * i``; ``b += decay_adapt * (v_threshold - b)``;
+    ``s = v > b``; a spike sets ``v = v_reset`` and ``b += beta``; ``i += x``. So the membrane sees an input one step
+    after it came. Several edges are added to ``i`` one by one. Norse: ``LSNNCell`` (`norse/torch/functional/lsnn.py`).
+    """
+
+    decay_syn: np.ndarray
+    decay_mem: np.ndarray
+    decay_adapt: np.ndarray
+    v_leak: np.ndarray
+    v_threshold: np.ndarray
+    v_reset: np.ndarray
+    beta: np.ndarray
+    reset: ClassVar[Reset] = "value"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class LI:
     """Leaky integrator readout. One step: ``v += decay_mem * ((v_leak - v) + x)``; output ``v``. Norse: ``LIBoxCell``.
 
@@ -189,19 +304,24 @@ class CubaLI:
 
 
 Weighted = Linear | Affine | Conv1d | Conv2d
-Spiking = IF | LIF | CubaLIF
+Spiking = IF | LIF | CubaLIF | LIFRefrac | LSNN
 Readout = LI | CubaLI
 Neuron = Spiking | Readout
 Pool = SumPool2d | AvgPool2d
-Node = Input | Output | Weighted | Pool | Flatten | Delay | Scale | Neuron
+Wiring = Flatten | Reshape | Permute | Take | Place | Upsample2d | Pad
+Node = Input | Output | Weighted | Pool | MaxPool2d | AdaptiveAvgPool2d | Wiring | Sum | Delay | Scale | Neuron
 
 WEIGHTED = (Linear, Affine, Conv1d, Conv2d)
-SPIKING = (IF, LIF, CubaLIF)
+SPIKING = (IF, LIF, CubaLIF, LIFRefrac, LSNN)
 READOUT = (LI, CubaLI)
 NEURON = (*SPIKING, *READOUT)
+SYNAPTIC = (CubaLIF, LIFRefrac, LSNN, CubaLI)  # neurons with a synaptic current
+SECOND_TIER = (LIFRefrac, LSNN)  # simulated, scored and pruned; no target runs them
+# They move values or repeat them; but for a Pad of another value than 0, nothing new comes in.
+WIRING = (Flatten, Reshape, Permute, Take, Place, Upsample2d, Pad)
+POOLS = (SumPool2d, AvgPool2d, MaxPool2d, AdaptiveAvgPool2d)
 NODE_TYPES: Mapping[str, type] = {
-    kind.__name__: kind
-    for kind in (Input, Output, *WEIGHTED, SumPool2d, AvgPool2d, Flatten, Delay, Scale, IF, LIF, CubaLIF, LI, CubaLI)
+    kind.__name__: kind for kind in (Input, Output, *WEIGHTED, *POOLS, *WIRING, Sum, Delay, Scale, *NEURON)
 }
 
 
@@ -240,3 +360,11 @@ def settings_of(node: Node) -> dict[str, object]:
     """Return the fields of a node that are not arrays, by name."""
     values = {field.name: getattr(node, field.name) for field in fields(node)}
     return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+
+
+def shape_mismatch(name: str, node: Node, found: Shape, allowed: str) -> GraphError:
+    """Return the error for a node that receives a shape it cannot take."""
+    return GraphError(
+        f"{name}: {type(node).__name__} receives shape {found}, allowed is {allowed}; "
+        "check the layer before it, or the features of the samples"
+    )

@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 
 from slamp.arithmetic import FixedPoint
+from slamp.carried import carried
 from slamp.delays import DelayLine, holds_back
-from slamp.dynamics import exact_float32
+from slamp.dynamics import added, edge_values, exact_float32
 from slamp.engine import engine_of
 from slamp.errors import GraphError, RasterError
 from slamp.events import Quantity, run_events, unknown_to_events, worth_events
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, READOUT, SPIKING, Delay, Flatten
+from slamp.nodes import NEURON, READOUT, SPIKING, Delay, Flatten, Reshape, Sum
 from slamp.raster import SpikeRaster
 
 Record = Literal["output", "spikes", "all"]
@@ -98,15 +99,18 @@ def stream(graph: SpikingGraph, raster: SpikeRaster) -> Iterator[Step]:
                 if name in lines and holds_back(graph.nodes[name]):
                     values[name] = lines[name].read()  # what arrives in this step is taken in below
                     continue
+                if name in dynamics:
+                    drive, more = edge_values(values, sources)
+                    further = [x[None] for x in more]
+                    run = dynamics[name].advance(drive[None], states[name], more=further, keep_current=True)
+                    values[name], membranes[name] = run.output[0], run.v[0]
+                    if dynamics[name].has_current:
+                        currents[name] = run.i[0]
+                    continue
                 x = summed(values, sources) if sources else raster.data[t].to(device=device, dtype=torch.float32)
                 if name in lines:
                     lines[name].push(x)
                     values[name] = lines[name].read()
-                elif name in dynamics:
-                    run = dynamics[name].advance(x[None], states[name], keep_current=True)
-                    values[name], membranes[name] = run.output[0], run.v[0]
-                    if dynamics[name].has_current:
-                        currents[name] = run.i[0]
                 else:
                     values[name] = functions[name](x)
             for name, line in lines.items():
@@ -123,10 +127,7 @@ def delay_lines(graph: SpikingGraph, batch: int) -> dict[str, DelayLine]:
 
 def summed(values: Mapping[str, torch.Tensor], sources: Sequence[str]) -> torch.Tensor:
     """Add the values of several sources one by one, in the order of their edges."""
-    x = values[sources[0]]
-    for source in sources[1:]:
-        x = x + values[source]
-    return x
+    return added(*edge_values(values, sources))
 
 
 def simulate(
@@ -225,7 +226,7 @@ def _stacked(parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor | No
 
 
 def output_neuron(graph: SpikingGraph) -> str | None:
-    """Return the neuron layer whose values are the output, or None if the output is a current."""
+    """Return the neuron layer whose values, all of them in row-major order, are the output, or None."""
     name = graph.output
     while True:
         sources = graph.sources(name)
@@ -234,14 +235,13 @@ def output_neuron(graph: SpikingGraph) -> str | None:
         name = sources[0]
         if isinstance(graph.nodes[name], NEURON):
             return name
-        if not isinstance(graph.nodes[name], Flatten):
+        if not isinstance(graph.nodes[name], (Flatten, Reshape, Sum)):
             return None
 
 
 def is_spiking_output(graph: SpikingGraph) -> bool:
-    """True if the output consists of spikes, False for membranes or currents."""
-    name = output_neuron(graph)
-    return name is not None and isinstance(graph.nodes[name], SPIKING)
+    """True if the output is spikes of neurons, perhaps moved or concatenated; False for membranes, currents, sums."""
+    return graph.output in carried(graph, input_is_spikes=False).binary
 
 
 def check_raster(graph: SpikingGraph, raster: SpikeRaster) -> None:

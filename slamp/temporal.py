@@ -3,6 +3,10 @@
 Our derivation of SLAMP (arXiv 2603.14946) from its abstract and from LAMP (arXiv 2010.07611). Pruning layer l alone
 changes the output by at most a common factor times ``sum_t alpha_l[t] * a_l[t]``: ``a`` is the norm of the layer's
 unfolded input, ``alpha`` how strongly a change of its current at step t reaches the readout.
+
+Second-tier neurons are seen through the membrane alone: the threshold of `LSNN` is taken as it moved in the dense
+network, so ``kappa`` is the density of the membrane where that threshold was; a refractory `LIFRefrac` is nowhere near
+its threshold, which lowers ``kappa``.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import numpy as np
 from slamp.activity import Activity
 from slamp.errors import ScoreError
 from slamp.graph import SpikingGraph
-from slamp.nodes import IF, NEURON, READOUT, WEIGHTED, CubaLI, CubaLIF, Neuron
+from slamp.nodes import IF, LSNN, NEURON, READOUT, SYNAPTIC, WEIGHTED, Neuron
 from slamp.raster import SpikeRaster
 from slamp.simulate import simulate
 
@@ -32,12 +36,14 @@ class Stage:
         carry: ``rho``, share of a change of the membrane that lives on into the next step, float64, shape (steps,).
         gain: ``g``, membrane per unit of current.
         decay_syn: Share of the synaptic current lost per step; 1 for neurons without one.
+        late: True if the membrane sees an input one step after it came (`LSNN`).
     """
 
     kappa: np.ndarray
     carry: np.ndarray
     gain: float
     decay_syn: float = 1.0
+    late: bool = False
 
 
 def omega(readout: str, steps: int, activity: Activity | None = None) -> np.ndarray:
@@ -70,13 +76,15 @@ def through(stage: Stage, incoming: np.ndarray) -> np.ndarray:
 
     Backwards in time, with ``mu = 0`` after the last step:
     ``mu_v[t] = kappa[t] * incoming[t] + carry[t] * mu_v[t+1]``;
-    ``mu_i[t] = gain * mu_v[t] + (1 - decay_syn) * mu_i[t+1]``, which is returned.
+    ``mu_i[t] = gain * mu_v[t] + (1 - decay_syn) * mu_i[t+1]``, which is returned; where the stage is late,
+    ``mu_v[t+1]`` takes the place of ``mu_v[t]``.
     """
     alpha = np.zeros(len(incoming))
     mu_v = mu_i = 0.0
     for t in reversed(range(len(incoming))):
+        after = mu_v
         mu_v = stage.kappa[t] * incoming[t] + stage.carry[t] * mu_v
-        mu_i = stage.gain * mu_v + (1.0 - stage.decay_syn) * mu_i
+        mu_i = stage.gain * (after if stage.late else mu_v) + (1.0 - stage.decay_syn) * mu_i
         alpha[t] = mu_i
     return alpha
 
@@ -174,7 +182,7 @@ def _stages(graph: SpikingGraph, activity: Activity) -> dict[str, Stage]:
 def _stage(name: str, node: Neuron, activity: Activity) -> Stage:
     gain = 1.0 if isinstance(node, IF) else float(node.decay_mem.mean(dtype=np.float64))
     beta = 1.0 if isinstance(node, IF) else 1.0 - gain
-    decay_syn = float(node.decay_syn.mean(dtype=np.float64)) if isinstance(node, (CubaLIF, CubaLI)) else 1.0
+    decay_syn = float(node.decay_syn.mean(dtype=np.float64)) if isinstance(node, SYNAPTIC) else 1.0
     if isinstance(node, READOUT):
         return Stage(np.ones(activity.steps), np.full(activity.steps, beta), gain, decay_syn)
     if name not in activity.neurons:
@@ -186,7 +194,8 @@ def _stage(name: str, node: Neuron, activity: Activity) -> Stage:
     carry = (
         beta * np.sqrt(np.maximum(1.0 - measured.rate, 0.0)) if node.reset == "value" else np.full(activity.steps, beta)
     )
-    return Stage(np.asarray(measured.threshold_density, dtype=np.float64), carry, gain, decay_syn)
+    density = np.asarray(measured.threshold_density, dtype=np.float64)
+    return Stage(density, carry, gain, decay_syn, isinstance(node, LSNN))
 
 
 def _walk(graph: SpikingGraph, stages: dict[str, Stage], readout_weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -35,8 +35,10 @@ class Interpreter:
         self._meanings: dict[int, Meaning] = {}
         self._numbers: Counter[tuple[Any, ...]] = Counter()
         self._prefix: Counter[tuple[Any, ...]] = Counter()
+        self._late: dict[tuple[Any, ...], int] = {}
         self._chains: dict[int, Instance] = {}
         self.instances: list[Instance] = []
+        self.unread: list[Unread] = []
 
     def run(self) -> None:
         """Read all calls in order."""
@@ -74,12 +76,14 @@ class Interpreter:
         known = all(isinstance(operand, Value) or operand.known for operand in operands)
         at = (call.place, part)
         times = [operand.time for operand in operands if isinstance(operand, Instance) and not operand.known]
-        times += [before.time + 1] if before is not None else []
+        after = before.time + 1 if before is not None else 0
         if known:
-            time = max([self._prefix[at], *times])
+            time = max(self._prefix[at], after)
             self._prefix[at] += 1
         else:
-            time = max([self._prefix[at], *times])
+            # Runs on states before the first step came first: the later ones run as much later than their operands.
+            late = self._late.setdefault(at, max(0, self._prefix[at] - max(times)))
+            time = max(max(times) + late, after)
         counted = (*at, time)
         made = Instance(
             operation, tuple(operands), time, tuple(shape), call, self._numbers[counted], known, before, part
@@ -101,7 +105,9 @@ class Interpreter:
         meaning = self.operand(x) if isinstance(x, Value) else None
         kind = type(module).__name__
         output, after = call.result if isinstance(call.result, tuple) and len(call.result) == 2 else (call.result, None)
-        if isinstance(meaning, (Unread, Read, State)) or meaning is None:
+        if isinstance(meaning, Unread):
+            return self._bind(call.result, meaning)
+        if isinstance(meaning, (Read, State)) or meaning is None:
             raise UnsupportedModuleError(self._unreadable(meaning, f"{where}: {call.path} ({kind})"))
         before = self._state_before(call, state)
         operation = Operation("neuron", module=module)
@@ -175,13 +181,15 @@ class Interpreter:
         handler = HANDLERS.get(name)
         if handler is None:
             message = f"{call.line}: {call.function} is not captured; {ADVICE.get(name, GENERAL)}"
-            return self._bind(call.result, Unread(message))
+            self.unread.append(Unread(message, call))
+            return self._bind(call.result, self.unread[-1])
         try:
             meaning = handler(self, call)
         except UnsupportedModuleError as error:
             if known and not dynamic:
                 return None
-            meaning = Unread(str(error))
+            meaning = Unread(str(error), call)
+            self.unread.append(meaning)
         if isinstance(meaning, Instance) and meaning.known and isinstance(call.result, Value):
             meaning.result = call.result
         self._bind(call.result, meaning)
@@ -251,7 +259,12 @@ class Interpreter:
             case Unread():
                 return meaning.message
             case Read():
-                return f"{where} uses a value read over time ({meaning.how}); a step can only use what came before it"
+                after = [f"{call.function} at {call.line}" for call in meaning.calls]
+                done = f"{meaning.how}, {after[0]}" if after else meaning.how
+                return (
+                    f"{where} uses a value read over time ({done}); a step can only use what came before it, and "
+                    "division by other numbers than powers of two is captured in the readout alone"
+                )
             case State():
                 return (
                     f"{where} uses the state {meaning.field!r} of a neuron; only its output can be used, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ def is_neuron(module: torch.nn.Module) -> bool:
     """True for modules that are one neuron layer of Norse, whatever else they hold; subclasses too."""
     return isinstance(module, (SNNCell, SNNRecurrentCell, SNN, SNNRecurrent, LILinearCell)) or (
         type(module).__module__.startswith("norse.torch.module.")
-        and "state" in type(module).forward.__code__.co_varnames
+        and "state" in inspect.signature(type(module).forward).parameters
         and type(module).__name__ not in ("SequentialState", "RecurrentSequential")
     )
 

@@ -13,6 +13,10 @@ from slamp.tracing import Call, Value
 from slamp.unrolled import Instance, Meaning, Operation, Read, Stack
 
 
+def register_handlers() -> None:
+    """Do nothing: importing this module registers its handlers."""
+
+
 def arguments(call: Call, *names: str, **defaults: Any) -> dict[str, Any]:
     """Return the arguments of a call by name; ``names`` in the order of positions."""
     found = {**defaults, **dict(zip(names, call.arguments, strict=False))}
@@ -84,13 +88,15 @@ def _add(reader: Interpreter, call: Call) -> Meaning:
 @handles("sub", "subtract", "rsub")
 def _sub(reader: Interpreter, call: Call) -> Meaning:
     alpha = float(arguments(call, "", "", "alpha", alpha=1)["alpha"])
-    return _sum(reader, call, [-alpha, 1.0] if call.function == "__rsub__" else [1.0, -alpha])
+    return _sum(reader, call, [-1.0, 1.0] if call.function == "__rsub__" else [1.0, -alpha])
 
 
 def _sum(reader: Interpreter, call: Call, factors: Sequence[float]) -> Meaning:
     if any(abs(factor) != 1.0 for factor in factors):
         raise reader.refuse(call, "has alpha", "multiply first, which rounds as the graph does")
     operands = [reader.operand(value) for value in call.arguments[:2]]
+    if call.function.startswith("__r"):  # Tensor.__radd__(self, other) is other + self
+        operands, factors = operands[::-1], list(factors)[::-1]
     result: list[Meaning | Value] = []
     part = 0
     for operand, factor in zip(operands, factors, strict=True):
@@ -125,7 +131,12 @@ def _mul(reader: Interpreter, call: Call) -> Meaning:
     if "div" in call.function:
         if isinstance(operands[0], Value) or call.options.get("rounding_mode") is not None:
             raise reader.refuse(call, "divides by a value that depends on the input", "divide by constants only")
-        factor = _inverse(reader, call, factor)
+        inverse = _inverse(factor)
+        if inverse is None:
+            if isinstance(others[0], Instance):  # fine for what is read over time, and only there
+                return Read("last", Stack((others[0],), 0), (call,))
+            raise reader.refuse(call, "divides by a number that is no power of two", "multiply by its inverse")
+        factor = inverse
     _check_constants(reader, call, [factor])
     return reader.lifted(call, others, lambda _: Operation("scale", (), (factor,)))
 
@@ -145,14 +156,10 @@ def _known(operand: Any) -> bool:
     return isinstance(operand, Instance) and operand.known and operand.result is not None
 
 
-def _inverse(reader: Interpreter, call: Call, factor: Value) -> Value:
+def _inverse(factor: Value) -> Value | None:
     """Return 1 / factor where multiplying by it is dividing, bit for bit: for powers of two."""
     mantissa, _ = torch.frexp(factor.tensor.to(torch.float32))
-    if not bool((mantissa.abs() == 0.5).all()):
-        raise reader.refuse(
-            call, "divides by a number that is no power of two", "multiply by its inverse, which is what the graph says"
-        )
-    return Value(1.0 / factor.tensor.to(torch.float32))
+    return Value(1.0 / factor.tensor.to(torch.float32)) if bool((mantissa.abs() == 0.5).all()) else None
 
 
 def _check_constants(reader: Interpreter, call: Call, operands: Sequence[Meaning | Value]) -> None:

@@ -6,7 +6,7 @@ the first spike a step may do less, where zeros would have been added.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,23 +73,14 @@ class Sites:
     reading: Read | None = field(default=None, compare=False)
 
 
-def fold(instances: Sequence[Instance], outputs: Sequence[Stack], steps: int) -> tuple[tuple[Site, ...], list[Edge]]:
-    """Fold runs into sites.
+class Folding:
+    """Folds runs into sites.
 
     Args:
         instances: All runs, in order, those of the inputs included.
-        outputs: Per output its values step by step.
         steps: Number of time steps.
-
-    Raises:
-        UnsupportedModuleError: Steps differ, or a recurrent value does not start from zero.
     """
-    folding = _Folding(instances, steps)
-    edges = [folding.output(stack) for stack in outputs]
-    return folding.reached([edge.source for edge in edges]), edges
 
-
-class _Folding:
     def __init__(self, instances: Sequence[Instance], steps: int) -> None:
         self.steps = steps
         self.by_place: dict[Any, Site] = {}
@@ -105,7 +96,19 @@ class _Folding:
             site.instances[instance.time] = instance
         self._done: set[int] = set()
 
+    def last(self, entry: Instance) -> Edge:
+        """Return the edge to an output of which the last step alone was returned."""
+        site = self.site(entry)
+        if site is None:
+            raise UnsupportedModuleError(f"{entry.line}: the output does not depend on the input")
+        if entry.time != self.steps - 1:
+            raise UnsupportedModuleError(
+                f"{entry.line}: the output is that of step {entry.time} of {self.steps}; return the last, or all"
+            )
+        return Edge(site, 0)
+
     def output(self, stack: Stack) -> Edge:
+        """Return the edge to an output of which every step was returned."""
         found = [(t, entry, self.site(entry)) for t, entry in enumerate(stack.entries)]
         _, entry, site = found[-1]
         line = entry.line if isinstance(entry, Instance) else "(net)"
@@ -122,9 +125,6 @@ class _Folding:
                 )
         return edge
 
-    def site(self, operand: Instance | Value) -> Site | None:
-        return self.by_place.get(operand.place) if isinstance(operand, Instance) else None
-
     def reached(self, ends: Sequence[Site]) -> tuple[Site, ...]:
         """Return the sites that lead to ``ends``, each checked, in order of running."""
         waiting, seen = list(ends), set()
@@ -136,6 +136,22 @@ class _Folding:
             self._link(site)
             waiting += [operand.source for operand in site.operands if isinstance(operand, Edge)]
         return tuple(site for site in self.order if id(site) in seen)
+
+    def accumulated(self, edge: Edge) -> Edge | None:
+        """Return what a running sum adds up, if the edge leads from one: ``total = total + x`` from zero."""
+        site = edge.source
+        if site.operation.kind != "add":
+            return None
+        self._link(site)
+        own = [operand for operand in site.operands if isinstance(operand, Edge) and operand.source is site]
+        other = [operand for operand in site.operands if isinstance(operand, Edge) and operand.source is not site]
+        if len(site.operands) == 2 and len(own) == 1 and own[0].lag == 1 and len(other) == 1:
+            return other[0]
+        return None
+
+    def site(self, operand: Instance | Value) -> Site | None:
+        """Return the site an operand is a run of, None for constants."""
+        return self.by_place.get(operand.place) if isinstance(operand, Instance) else None
 
     def _link(self, site: Site) -> None:
         """Find the edges of a site from its last run and check every other run against them."""
@@ -155,7 +171,12 @@ class _Folding:
                 raise self._differs(instance, t, "computes otherwise")
             if len(instance.operands) != len(edges):
                 raise self._differs(instance, t, "has another number of operands")
-            for edge, operand in zip(edges, instance.operands, strict=True):
+            each = instance.operands
+            if site.operation.kind == "add" and len(each) == 2:  # addition does not mind the order of two
+                turned = each[::-1]
+                if all(self.matches(edge, operand, t) for edge, operand in zip(edges, turned, strict=True)):
+                    continue
+            for edge, operand in zip(edges, each, strict=True):
                 if not self.matches(edge, operand, t):
                     raise self._differs(instance, t, self._reason(edge, operand, t))
         if site.operation.kind == "neuron":
@@ -236,15 +257,3 @@ def _value(operand: Instance | Value) -> Value:
         return operand
     assert operand.result is not None
     return operand.result
-
-
-def accumulated(edge: Edge, sites: Mapping[int, Site] | None = None) -> Edge | None:
-    """Return what a running sum adds up, if the edge leads from one: ``total = total + x`` from zero."""
-    site = edge.source
-    if site.operation.kind != "add" or len(site.operands) != 2:
-        return None
-    own = [operand for operand in site.operands if isinstance(operand, Edge) and operand.source is site]
-    other = [operand for operand in site.operands if isinstance(operand, Edge) and operand.source is not site]
-    if len(own) == 1 and own[0].lag == 1 and len(other) == 1:
-        return Edge(other[0].source, other[0].lag + edge.lag)
-    return None

@@ -65,11 +65,11 @@ class Call:
     function: str
     module: torch.nn.Module | None
     path: str
-    arguments: tuple[Any, ...]
-    options: Mapping[str, Any]
-    result: Any
+    arguments: tuple[Any, ...] = field(repr=False)
+    options: Mapping[str, Any] = field(repr=False)
+    result: Any = field(repr=False)
     line: Line
-    place: tuple[Any, ...]
+    place: tuple[Any, ...] = field(repr=False)
 
 
 @dataclass(eq=False)
@@ -79,8 +79,8 @@ class Value:
     ``known`` is False for what depends on the inputs.
     """
 
-    tensor: torch.Tensor
-    call: Call | None = None
+    tensor: torch.Tensor = field(repr=False)
+    call: Call | None = field(default=None, repr=False)
     name: str = ""
     known: bool = True
     input: int | None = None
@@ -196,7 +196,7 @@ class Tracer(TorchFunctionMode):  # type: ignore[misc]  # torch has no types for
             options=options,
             result=None,
             line=self._line(frames),
-            place=(name, self._stack[-1] if self._stack else "", *((id(f.f_code), f.f_lasti) for f in frames)),
+            place=(self._stack[-1] if self._stack else "", *((id(f.f_code), f.f_lasti) for f in frames)),
         )
         changed = _changed_in_place(name, arguments, options)
         for tensor in [*_tensors(result), *([changed.tensor] if changed is not None else [])]:

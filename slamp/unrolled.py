@@ -1,4 +1,4 @@
-"""What a traced tensor means: the value of one operation in one time step, a stack of these over time, a neuron's state.
+"""What a traced tensor means: the value of one operation in one step, a stack of these over time, a neuron's state.
 
 An `Operation` is what is computed, an `Instance` is one run of it at one step, and its place in the user's code tells
 which instances are one and the same `Site` of the network.
@@ -108,9 +108,10 @@ class Read:
 
 @dataclass(eq=False)
 class Unread:
-    """A value no graph can hold; ``message`` says why, should anything need it."""
+    """A value no graph can hold; ``message`` says why, should anything need it; ``call`` made it."""
 
     message: str
+    call: Call | None = None
 
 
 Meaning = Instance | Stack | State | Read | Unread

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from slamp.activity import KEPT_SAMPLES, Activity, LayerActivity, NeuronActivity
-from slamp.carried import arriving, brings_binary, carried, routed
+from slamp.carried import arriving, brings_binary, carried, next_neuron, routed
 from slamp.delays import DelayLine, holds_back
 from slamp.dynamics import NeuronRun, NeuronState, TensorFunction, edge_values, exact_float32
 from slamp.engine import Dynamics, engine_of
@@ -133,7 +133,7 @@ class _Meter:
             if isinstance(node, NEURON):
                 self.neurons[name] = _NeuronTotals(node, graph.shapes[name], first.steps)
             elif isinstance(node, WEIGHTED):
-                kernel = _Kernel(_next_neuron(graph, name), graph.device)
+                kernel = _Kernel(_neuron_behind(graph, name), graph.device)
                 shape = graph.shapes[sources[0]]
                 self.layers[name] = _LayerTotals(node, shape, first.steps, kernel, graph.device)
                 self.layers[name].from_spikes = self.carried.events.issuperset(sources)
@@ -348,6 +348,13 @@ class _Kernel:
         return response[:steps], response[steps - 1 :].clone()
 
 
+def _neuron_behind(graph: SpikingGraph, name: str) -> Neuron | None:
+    found = next_neuron(graph, name)
+    node = None if found is None else graph.nodes[found]
+    assert node is None or isinstance(node, NEURON)
+    return node
+
+
 @lru_cache(maxsize=64)
 def filter_matrices(
     keep_mem: float, keep_syn: float, gain: float, current: bool, steps: int, late: bool = False
@@ -384,17 +391,3 @@ def threshold_window(node: Spiking) -> torch.Tensor:
 def tap_groups(node: Weighted) -> int:
     """Number of groups of a weighted node."""
     return getattr(node, "groups", 1)
-
-
-def _next_neuron(graph: SpikingGraph, name: str) -> Neuron | None:
-    """Return the neuron layer a weighted node drives, None if its output leaves the network unintegrated."""
-    waiting, seen = [name], {name}
-    while waiting:
-        for target in graph.targets(waiting.pop(0)):
-            node = graph.nodes[target]
-            if isinstance(node, NEURON):
-                return node
-            if target not in seen and not isinstance(node, WEIGHTED):
-                seen.add(target)
-                waiting.append(target)
-    return None

@@ -25,13 +25,13 @@ from slamp.nodes import (
     LI,
     LIF,
     NEURON,
+    WEIGHTED,
     Affine,
     AvgPool2d,
     Conv1d,
     Conv2d,
     CubaLI,
     CubaLIF,
-    Delay,
     Flatten,
     Input,
     Linear,
@@ -54,6 +54,7 @@ ORDER = {
     LI: "v += dt/tau * ((v_leak - v) + r*I)",
     CubaLI: "I += dt/tau_syn * (-I + w_in*S); v += dt/tau_mem * ((v_leak - v) + r*I), new I",
 }
+WRITTEN = (Input, Output, *WEIGHTED, SumPool2d, AvgPool2d, Flatten, Scale, *NEURON)
 IN_METADATA = ("decay_mem", "decay_syn", "shift")  # arrays of a node that NIR has no field for
 
 
@@ -76,8 +77,9 @@ def lower(graph: SpikingGraph, strict: bool = True) -> nir.NIRGraph:
             "graph: is in fixed point, and NIR means real numbers; export the float graph it was made from"
         )
     for name, node in graph.nodes.items():
-        if isinstance(node, Delay):
-            raise UnsupportedNodeError(f"{name}: is a Delay, which is not written to NIR yet; export a graph without")
+        if not isinstance(node, WRITTEN):
+            kind = type(node).__name__
+            raise UnsupportedNodeError(f"{name}: is a {kind}, which is not written to NIR yet; export a graph without")
         _check(name, node, graph, strict)
     nodes = {}
     for name in graph.nodes:
@@ -172,10 +174,10 @@ def _lower_node(node: Node, shape: Shape, dt: float) -> Any:
         case Scale():
             full = np.broadcast_to(node.scale.reshape(-1, *(1,) * (len(shape) - 1)), shape)
             return nir.Scale(scale=_copy(full))
-        case Delay():  # refused before
-            raise AssertionError("a Delay has no NIR node here")
-        case _:
+        case _ if isinstance(node, NEURON):
             return _lower_neuron(node, dt)
+        case _:  # refused before
+            raise AssertionError(f"a {type(node).__name__} has no NIR node here")
 
 
 def _lower_conv(node: Conv1d | Conv2d, shape: Shape) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from slamp.conventions import LATENCIES, Convention, run_convention, said_steps, wrong_conventions
-from slamp.dynamics import NeuronDynamics, exact_float32, stateless_function
+from slamp.dynamics import NeuronDynamics, added, exact_float32, stateless_function
 from slamp.errors import ArtifactError, GraphError
 from slamp.exporting import Exporter, ReadingExporter
 from slamp.graph import SpikingGraph
@@ -189,18 +189,15 @@ def _drive(
         if isinstance(node, SPIKING):
             raise GraphError(f"{name}: its spikes are not recorded, so {layer} cannot be run alone; record them")
         if isinstance(node, READOUT):
-            dynamics, x = NeuronDynamics(node, "cpu"), total(name)
-            return dynamics.advance(x, dynamics.initial_state(x.shape[1])).output
+            dynamics, (x, *more) = NeuronDynamics(node, "cpu"), [value(source) for source in sources]
+            return dynamics.advance(x, dynamics.initial_state(x.shape[1]), more=more).output
         function = stateless_function(node if bias else _without_bias(node), "cpu")
         x = total(name)
         return torch.stack([function(step) for step in x])
 
     def total(name: str) -> torch.Tensor:
-        parts = [value(source) for source in graph.sources(name)]
-        x = parts[0]
-        for part in parts[1:]:
-            x = x + part
-        return x
+        x, *more = (value(source) for source in graph.sources(name))
+        return added(x, more)
 
     with exact_float32():
         return total(layer)

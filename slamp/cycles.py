@@ -10,7 +10,12 @@ from slamp.graph import SpikingGraph
 def on_cycles(graph: SpikingGraph) -> frozenset[str]:
     """Return the nodes that lie on a cycle."""
     found = components(graph.order, graph.targets)
-    return frozenset(name for part in found for name in part if len(part) > 1)
+    return frozenset(name for part in found for name in part if is_circular(graph, part))
+
+
+def is_circular(graph: SpikingGraph, part: Sequence[str]) -> bool:
+    """Whether a strongly connected component holds a cycle: several nodes, or a delay that feeds itself."""
+    return len(part) > 1 or part[0] in graph.targets(part[0])
 
 
 def is_chain(graph: SpikingGraph) -> bool:

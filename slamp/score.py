@@ -20,7 +20,7 @@ from slamp.budget import Budget
 from slamp.curves import Curve, EnergyCurve, MagnitudeCurve, RankedKeys, ShareCurve
 from slamp.errors import ScoreError
 from slamp.graph import SpikingGraph
-from slamp.nodes import Conv1d, Conv2d, Delay, Weighted
+from slamp.nodes import Conv1d, Conv2d, Weighted
 from slamp.raster import SpikeRaster
 from slamp.temporal import alignment, bound_factor, importance, measured_sensitivity, omega, single_step_importance
 
@@ -164,8 +164,6 @@ def score(
         if budget is None:
             raise ScoreError('score: method "auto" depends on the budget; give budget=, or name a method')
         method = resolve_method(method, budget)
-    if delays := [name for name, node in graph.nodes.items() if isinstance(node, Delay)]:
-        raise ScoreError(f"{delays[0]}: is a Delay; weights of graphs with delays or recurrence are not scored yet")
     _check(graph, activity, method, raster, generator)
     factors = _factors(graph, activity, method, readout, raster)
     seed = None if method != "random" or generator is None else int(generator.integers(2**63))

@@ -27,6 +27,7 @@ from slamp.graph import SpikingGraph
 from slamp.nodes import IF, NEURON, READOUT, WEIGHTED, CubaLI, CubaLIF, Delay, Input, Neuron, Node, Output
 from slamp.norms import spectral_norm
 from slamp.raster import SpikeRaster
+from slamp.shared import is_shared, uses_of
 from slamp.simulate import simulate
 
 READOUTS = ("mean", "sum", "last", "max")
@@ -167,11 +168,36 @@ def bound_factor(alpha: np.ndarray, a: np.ndarray, alpha_single_step: float) -> 
     return float((alpha * a).sum() / (alpha_single_step * np.sqrt(np.mean(a * a))))
 
 
+def joint_alignment(uses: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Return ``A`` of a weight from (``alpha``, ``a``) of each of its uses, whose distortions add up.
+
+    That is ``sum_u sum_t alpha a / sum_u (sum_t alpha * rms_t a)``: the alignments of the uses, weighted by what they
+    would distort if their activity were constant. Dead uses do not count.
+    """
+    weights = [float(alpha.sum() * np.sqrt(np.mean(a * a))) for alpha, a in uses]
+    return _joint([alignment(alpha, a) for alpha, a in uses], weights)
+
+
+def joint_bound(uses: Sequence[tuple[np.ndarray, np.ndarray]], alphas_single_step: Sequence[float]) -> float:
+    """Return ``gamma`` of a weight from those of its uses, whose distortions add up, see `joint_alignment`."""
+    pairs = list(zip(uses, alphas_single_step, strict=True))
+    weights = [float(single * np.sqrt(np.mean(a * a))) for (_, a), single in pairs]
+    return _joint([bound_factor(alpha, a, single) for (alpha, a), single in pairs], weights)
+
+
+def _joint(factors: Sequence[float], weights: Sequence[float]) -> float:
+    total = sum(weights)
+    if len(factors) == 1 or not total > 0:
+        return factors[0]
+    return sum(factor * weight for factor, weight in zip(factors, weights, strict=True)) / total
+
+
 def measured_sensitivity(graph: SpikingGraph, raster: SpikeRaster, readout: str) -> dict[str, float]:
     """Return how much the readout changes per relative change of each layer, over the layers' geometric mean.
 
     For one layer after the other, the smallest weights that hold a fifth of its squared norm are removed (at least one)
     and the network is simulated. A layer whose removal changes nothing gets the smallest value that was measured.
+    Uses of one parameter lose their weights together, and are named by the first of them.
 
     Raises:
         ScoreError: No removal changes the readout: the network is silent on the raster.
@@ -179,11 +205,9 @@ def measured_sensitivity(graph: SpikingGraph, raster: SpikeRaster, readout: str)
     weights = omega("mean" if readout == "max" else readout, raster.steps)
     dense = _read_out(graph, raster, readout, weights)
     changes: dict[str, float] = {}
-    for name, node in graph.weighted.items():
-        weight, relative = _without_energy(node.weight)
-        kind = type(node)
-        fields = {field: getattr(node, field) for field in node.__dataclass_fields__}
-        pruned = graph.with_nodes({name: kind(**{**fields, "weight": weight})})
+    for name, uses in uses_of(graph).items():
+        weight, relative = _without_energy(graph.weighted[name].weight)
+        pruned = graph.with_nodes({use: replace(graph.weighted[use], weight=weight) for use in uses})
         difference = _read_out(pruned, raster, readout, weights) - dense
         changes[name] = float(np.linalg.norm(difference, axis=1).mean()) / relative
     floor = min((change for change in changes.values() if change > 0), default=0.0)
@@ -271,7 +295,7 @@ def _at_once(graph: SpikingGraph) -> SpikingGraph:
 
 def _factors(graph: SpikingGraph, stages: Mapping[str, Stage], steps: int) -> dict[str, float]:
     """Return what importance is multiplied by where it passes a node without neurons; empty in a chain."""
-    if is_chain(graph) and len(set(graph.parameters.values())) == len(graph.parameters):
+    if is_chain(graph) and not is_shared(graph):
         return {}
     factors = {name: spectral_norm(graph, name) for name in graph.order if _is_stateless(graph.nodes[name])}
     circling = on_cycles(graph)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from slamp.activity import KEPT_SAMPLES, Activity, LayerActivity, NeuronActivity
+from slamp.carried import arriving, brings_binary, carried, driven_neurons, routed
 from slamp.cycles import components, is_circular
 from slamp.delays import DelayLine, holds_back
 from slamp.dynamics import NeuronState, TensorFunction, edge_values, exact_float32
@@ -30,6 +31,7 @@ from slamp.nodes import (
     CubaLI,
     CubaLIF,
     Delay,
+    MaxPool2d,
     Neuron,
     Spiking,
     Weighted,
@@ -37,7 +39,6 @@ from slamp.nodes import (
 from slamp.progress import ticker
 from slamp.raster import SpikeRaster
 from slamp.simulate import check_raster, delay_lines, summed
-from slamp.spike_paths import EventFunction, binary, driven_neurons, event_function, spike_fed
 from slamp.taps import dense_fan_out, fan_out, tap_sums
 
 # A run of steps is as long as keeps one layer's values below this, so that they stay in cache.
@@ -52,8 +53,10 @@ def calibrate(graph: SpikingGraph, source: Source, *, fold: bool = True, progres
     """Measure activity per layer and step: SOPs, firing rates, membrane density at the threshold, input energies.
 
     SOPs are spikes times the non-zero synapses each reaches. A spike that passes a sum or average pool on its way
-    counts once for every window it lies in: hardware delivers every spike, it does not merge them. Analog inputs, and
-    values behind a normalization, count as one MAC per value that is not zero and synapse.
+    counts once for every window it lies in: hardware delivers every spike, it does not merge them. What leaves a max
+    pool of spikes is spikes again: one per window in which a neuron fires. Values repeated by `Upsample2d` or `Pad`
+    count where they are repeated. Analog inputs, and values behind a normalization, count as one MAC per value that is
+    not zero and synapse.
 
     Args:
         graph: The network.
@@ -123,23 +126,18 @@ class _Meter:
         self.dynamics: Mapping[str, Dynamics]
         self.functions: Mapping[str, TensorFunction]
         self.dynamics, self.functions = engine_of(graph, first)
-        self.spike_fed = spike_fed(graph, input_is_spikes=first.is_spikes)
-        whole = binary(graph, input_is_spikes=first.is_spikes)
+        self.carried = carried(graph, input_is_spikes=first.is_spikes)
         self.neurons: dict[str, _NeuronTotals] = {}
         self.layers: dict[str, _LayerTotals] = {}
-        self.routes: dict[str, EventFunction] = {}
         for name in graph.order:
-            node = graph.nodes[name]
-            sources = graph.sources(name)
+            node, sources = graph.nodes[name], graph.sources(name)
             if isinstance(node, NEURON):
                 self.neurons[name] = _NeuronTotals(node, graph.shapes[name], first.steps)
             elif isinstance(node, WEIGHTED):
                 shape, kernels = graph.shapes[sources[0]], _kernels(graph, name)
                 self.layers[name] = _LayerTotals(node, shape, first.steps, kernels, graph.device)
-                self.layers[name].from_spikes = self.spike_fed.issuperset(sources)
-                self.layers[name].binary = len(sources) == 1 and sources[0] in whole
-            elif name in self.spike_fed and sources and (route := event_function(node, graph.shapes[sources[0]])):
-                self.routes[name] = route
+                self.layers[name].from_spikes = self.carried.events.issuperset(sources)
+                self.layers[name].binary = brings_binary(graph, sources, self.carried.binary)
         self.parts = [(part, is_circular(graph, part)) for part in components(graph.order, graph.targets)]
         self.peaks: list[int] = [0] * first.steps
         largest = max(int(np.prod(shape)) for shape in graph.shapes.values())
@@ -214,18 +212,18 @@ class _Meter:
             memory.lines[name].advance()
             memory.event_lines[name].advance()
         run.values[name] = torch.cat([now.values[name] for now in steps])
-        if name in self.spike_fed:
+        if name in self.carried.events:
             run.events[name] = torch.cat([now.events[name] for now in steps])
 
     def _push(self, name: str, now: _Run, memory: _Memory) -> None:
         sources = self.graph.sources(name)
         memory.lines[name].push(summed(now.values, sources)[0])
-        if name in self.spike_fed:
+        if name in self.carried.events:
             memory.event_lines[name].push(summed(now.events, sources))
 
     def _read(self, name: str, now: _Run, memory: _Memory) -> None:
         now.values[name] = memory.lines[name].read()[None]
-        if name in self.spike_fed:
+        if name in self.carried.events:
             now.events[name] = memory.event_lines[name].read()
 
     def _compute(self, name: str, run: _Run, start: int, memory: _Memory) -> None:
@@ -239,17 +237,13 @@ class _Meter:
                 run.events[name] = found.output.sum(1)
                 self.neurons[name].add(start, run.events[name], found.v)
             return
-        x = summed(run.values, sources)
-        if name in self.layers:
-            arriving = None
-            if all(source in run.events for source in sources):
-                arriving = torch.stack([run.events[source] for source in sources]).sum(0)
-            memory.traces[name] = self.layers[name].add(start, x, arriving, memory.traces.get(name))
-        elif name in self.routes:
-            run.events[name] = self.routes[name](torch.stack([run.events[source] for source in sources]).sum(0))
+        x, spikes = summed(run.values, sources), arriving(run.events, sources)
         run.values[name] = self.functions[name](x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        if name in self.spike_fed and name not in run.events:
-            run.events[name] = (run.values[name] != 0).to(torch.float32).sum(1)
+        if name in self.layers:
+            memory.traces[name] = self.layers[name].add(start, x, spikes, memory.traces.get(name))
+        elif name in self.carried.events:
+            assert spikes is not None
+            run.events[name] = run.values[name].sum(1) if isinstance(node, MaxPool2d) else routed(node, spikes)
 
     def result(self) -> Activity:
         return Activity(

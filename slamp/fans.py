@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from slamp.carried import driven_neurons
 from slamp.curves import RankedKeys
 from slamp.energy import on_host
 from slamp.errors import BudgetError
@@ -15,7 +16,6 @@ from slamp.graph import SpikingGraph
 from slamp.nodes import NEURON, WEIGHTED, Conv1d, Conv2d, Weighted
 from slamp.profile import Figure, Profile
 from slamp.score import Scores, curve_of
-from slamp.spike_paths import driven_neurons
 from slamp.taps import fan_out
 
 

@@ -68,6 +68,11 @@ def output_shape(name: str, node: Node, shape: Shape) -> Shape:
             return shape
 
 
+def adaptive_windows(size: int, wanted: int) -> list[tuple[int, int]]:
+    """Return first and one after last of every window along one axis, as torch's adaptive pools choose them."""
+    return [(k * size // wanted, -(-(k + 1) * size // wanted)) for k in range(wanted)]
+
+
 def _conv(name: str, node: Conv1d | Conv2d, shape: Shape) -> Shape:
     axes = 1 if isinstance(node, Conv1d) else 2
     _check_weight(name, node, axes + 2)

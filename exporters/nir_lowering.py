@@ -25,6 +25,7 @@ from slamp.nodes import (
     LI,
     LIF,
     NEURON,
+    SECOND_TIER,
     WEIGHTED,
     Affine,
     AvgPool2d,
@@ -34,6 +35,7 @@ from slamp.nodes import (
     CubaLIF,
     Flatten,
     Input,
+    LIFRefrac,
     Linear,
     Neuron,
     Node,
@@ -130,6 +132,9 @@ def reset_by_subtraction(graph: SpikingGraph) -> list[str]:
 
 def _check(name: str, node: Node, graph: SpikingGraph, strict: bool) -> None:
     kind = type(node).__name__
+    if isinstance(node, SECOND_TIER):
+        lacking = "refractory period" if isinstance(node, LIFRefrac) else "adaptive threshold"
+        raise UnsupportedNodeError(f"{name}: is {kind}, and NIR has no neuron with {lacking}; train with LIFCell")
     if isinstance(node, Scale) and bool((node.shift != 0).any()):
         raise UnsupportedNodeError(
             f"{name}: Scale shifts by up to {np.abs(node.shift).max():g}, NIR's Scale has no shift; "

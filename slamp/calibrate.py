@@ -19,17 +19,18 @@ from slamp.activity import KEPT_SAMPLES, Activity, LayerActivity, NeuronActivity
 from slamp.carried import arriving, brings_binary, carried, driven_neurons, routed
 from slamp.cycles import components, is_circular
 from slamp.delays import DelayLine, holds_back
-from slamp.dynamics import NeuronState, TensorFunction, edge_values, exact_float32
+from slamp.dynamics import NeuronRun, NeuronState, TensorFunction, edge_values, exact_float32
 from slamp.engine import Dynamics, engine_of
 from slamp.errors import RasterError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
     IF,
+    LSNN,
     NEURON,
+    SECOND_TIER,
     SPIKING,
+    SYNAPTIC,
     WEIGHTED,
-    CubaLI,
-    CubaLIF,
     Delay,
     MaxPool2d,
     Neuron,
@@ -235,7 +236,7 @@ class _Meter:
             run.values[name] = found.output
             if isinstance(node, SPIKING):
                 run.events[name] = found.output.sum(1)
-                self.neurons[name].add(start, run.events[name], found.v)
+                self.neurons[name].add(start, run.events[name], found)
             return
         x, spikes = summed(run.values, sources), arriving(run.events, sources)
         run.values[name] = self.functions[name](x.flatten(0, 1)).unflatten(0, x.shape[:2])
@@ -298,17 +299,19 @@ class _NeuronTotals:
         self.near = np.zeros(self.steps)
         if isinstance(self.node, SPIKING):
             threshold = torch.tensor(self.node.v_threshold)
+            around = torch.zeros_like(threshold) if isinstance(self.node, SECOND_TIER) else threshold
             self.delta = threshold_window(self.node)
-            self.low, self.high = threshold - self.delta, threshold + self.delta
+            self.low, self.high = around - self.delta, around + self.delta
             if bool((threshold == threshold.flatten()[0]).all()):
                 self.low, self.high = self.low.flatten()[0], self.high.flatten()[0]
 
-    def add(self, start: int, events: torch.Tensor, v: torch.Tensor) -> None:
+    def add(self, start: int, events: torch.Tensor, run: NeuronRun) -> None:
         stop = start + events.shape[0]
         self.counts += events.sum(0).cpu().numpy()
         self.per_step[start:stop] += events.flatten(1).sum(1).cpu().numpy()
-        part = v[:, :DENSITY_SAMPLES]
-        low, high = self.low.to(v.device), self.high.to(v.device)
+        # A threshold that moves is where the membrane meets it; a refractory neuron is far from any.
+        part = (run.v if run.distance is None else run.distance)[:, :DENSITY_SAMPLES]
+        low, high = self.low.to(part.device), self.high.to(part.device)
         near = torch.logical_and(part > low, part < high).flatten(1).count_nonzero(dim=1)
         self.near[start:stop] += near.cpu().numpy()
         if start == 0:
@@ -375,20 +378,20 @@ class _Kernel:
 
     def __init__(self, node: Neuron | None, device: str) -> None:
         self.device = device
-        self.current = isinstance(node, (CubaLIF, CubaLI))
+        self.current, self.late = isinstance(node, SYNAPTIC), isinstance(node, LSNN)
         if node is None:
             decay_mem, decay_syn = 1.0, 1.0  # no neuron follows: no memory
         else:
             decay_mem = 0.0 if isinstance(node, IF) else float(node.decay_mem.mean(dtype=np.float64))
-            decay_syn = float(node.decay_syn.mean(dtype=np.float64)) if isinstance(node, (CubaLIF, CubaLI)) else 1.0
+            decay_syn = float(node.decay_syn.mean(dtype=np.float64)) if isinstance(node, SYNAPTIC) else 1.0
         self.keep_mem, self.keep_syn = 1.0 - decay_mem, 1.0 - decay_syn
         self.gain = decay_mem if self.current else 1.0
-        self.key = self.keep_mem, self.keep_syn, self.gain, self.current
+        self.key = self.keep_mem, self.keep_syn, self.gain, self.current, self.late
 
     def filter(self, x: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Filter ``x`` of shape (steps, cells); return the trace of the same shape and the state (1 or 2, cells)."""
         steps = x.shape[0]
-        filters = filter_matrices(self.keep_mem, self.keep_syn, self.gain, self.current, steps)
+        filters = filter_matrices(self.keep_mem, self.keep_syn, self.gain, self.current, steps, self.late)
         from_state, from_input = (matrix.to(self.device) for matrix in filters)
         response = from_input @ x if state is None else torch.addmm(from_state @ state, from_input, x)
         return response[:steps], response[steps - 1 :].clone()
@@ -396,25 +399,28 @@ class _Kernel:
 
 @lru_cache(maxsize=64)
 def filter_matrices(
-    keep_mem: float, keep_syn: float, gain: float, current: bool, steps: int
+    keep_mem: float, keep_syn: float, gain: float, current: bool, steps: int, late: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what a neuron's linear filter multiplies the state before (v, i) and the inputs of ``steps`` steps with.
 
-    Rows are the trace at every step and then, with a synaptic current, that current after the last step.
+    Rows are the trace at every step and then, with a synaptic current, that current after the last step. Where the
+    membrane is ``late`` (`LSNN`) it sees an input one step after it came, and the input does not decay when it comes.
     """
     v, i = np.zeros(steps + 1), np.zeros(steps + 1)  # response to an input at step 0, `lag` steps later
     for lag in range(steps + 1):
         before_v, before_i = (v[lag - 1], i[lag - 1]) if lag else (0.0, 0.0)
         jumped = before_i + float(lag == 0)
-        v[lag] = keep_mem * before_v + (gain * jumped if current else float(lag == 0))
-        i[lag] = keep_syn * jumped
+        seen = before_i if late else jumped
+        v[lag] = keep_mem * before_v + (gain * seen if current else float(lag == 0))
+        i[lag] = keep_syn * before_i + float(lag == 0) if late else keep_syn * jumped
     lags = np.subtract.outer(np.arange(steps), np.arange(steps))
     from_input = np.where(lags >= 0, v[lags], 0.0)
     from_v = keep_mem ** np.arange(1, steps + 1)
     from_state = from_v[:, None]
     if current:
-        # A current left over from before acts like an input of that size.
-        from_state = np.vstack([np.stack([from_v, v[:steps]], axis=1), [0.0, keep_syn**steps]])
+        # A current left over from before acts like an input of that size, where late one that came a step before.
+        left_over = v[1:] if late else v[:-1]
+        from_state = np.vstack([np.stack([from_v, left_over], axis=1), [0.0, keep_syn**steps]])
         from_input = np.vstack([from_input, i[steps - 1 :: -1][:steps]])
     return torch.tensor(from_state, dtype=torch.float32), torch.tensor(from_input, dtype=torch.float32)
 

@@ -10,6 +10,10 @@ importance by its spectral norm (`slamp.norms`); outgoing edges add up, a `Delay
 before. A recurrent edge so adds ``kappa[t] * ||W|| * alpha[t + 1]``. Amplification around a cycle would let the first
 steps outweigh all others exponentially; as amplification with depth it is worst-case only, and is dropped likewise:
 where the gains of cycles exceed 1, what their delays hand on is scaled down together until the largest is 1.
+
+Second-tier neurons are seen through the membrane alone: the threshold of `LSNN` is taken as it moved in the dense
+network, so ``kappa`` is the density of the membrane where that threshold was; a refractory `LIFRefrac` is nowhere near
+its threshold, which lowers ``kappa``.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from slamp.cycles import is_chain, on_cycles
 from slamp.delays import holds_back
 from slamp.errors import ScoreError
 from slamp.graph import SpikingGraph
-from slamp.nodes import IF, NEURON, READOUT, WEIGHTED, CubaLI, CubaLIF, Delay, Input, Neuron, Node, Output
+from slamp.nodes import IF, LSNN, NEURON, READOUT, SYNAPTIC, WEIGHTED, Delay, Input, Neuron, Node, Output
 from slamp.norms import spectral_norm
 from slamp.raster import SpikeRaster
 from slamp.shared import is_shared, uses_of
@@ -44,12 +48,14 @@ class Stage:
         carry: ``rho``, share of a change of the membrane that lives on into the next step, float64, shape (steps,).
         gain: ``g``, membrane per unit of current.
         decay_syn: Share of the synaptic current lost per step; 1 for neurons without one.
+        late: True if the membrane sees an input one step after it came (`LSNN`).
     """
 
     kappa: np.ndarray
     carry: np.ndarray
     gain: float
     decay_syn: float = 1.0
+    late: bool = False
 
 
 def omega(readout: str, steps: int, activity: Activity | None = None) -> np.ndarray:
@@ -86,9 +92,9 @@ class _Backwards:
 
     def step(self, t: int, incoming: float) -> float:
         """Return the importance of the input current at step ``t``, which comes before all steps asked so far."""
-        stage = self.stage
+        stage, after = self.stage, self.mu_v
         self.mu_v = float(stage.kappa[t] * incoming + stage.carry[t] * self.mu_v)
-        self.mu_i = stage.gain * self.mu_v + (1.0 - stage.decay_syn) * self.mu_i
+        self.mu_i = stage.gain * (after if stage.late else self.mu_v) + (1.0 - stage.decay_syn) * self.mu_i
         return self.mu_i
 
 
@@ -97,7 +103,8 @@ def through(stage: Stage, incoming: np.ndarray) -> np.ndarray:
 
     Backwards in time, with ``mu = 0`` after the last step:
     ``mu_v[t] = kappa[t] * incoming[t] + carry[t] * mu_v[t+1]``;
-    ``mu_i[t] = gain * mu_v[t] + (1 - decay_syn) * mu_i[t+1]``, which is returned.
+    ``mu_i[t] = gain * mu_v[t] + (1 - decay_syn) * mu_i[t+1]``, which is returned; where the stage is late,
+    ``mu_v[t+1]`` takes the place of ``mu_v[t]``.
     """
     alpha = np.zeros(len(incoming))
     backwards = _Backwards(stage)
@@ -228,7 +235,7 @@ def _stages(graph: SpikingGraph, activity: Activity) -> dict[str, Stage]:
 def _stage(name: str, node: Neuron, activity: Activity) -> Stage:
     gain = 1.0 if isinstance(node, IF) else float(node.decay_mem.mean(dtype=np.float64))
     beta = 1.0 if isinstance(node, IF) else 1.0 - gain
-    decay_syn = float(node.decay_syn.mean(dtype=np.float64)) if isinstance(node, (CubaLIF, CubaLI)) else 1.0
+    decay_syn = float(node.decay_syn.mean(dtype=np.float64)) if isinstance(node, SYNAPTIC) else 1.0
     if isinstance(node, READOUT):
         return Stage(np.ones(activity.steps), np.full(activity.steps, beta), gain, decay_syn)
     if name not in activity.neurons:
@@ -240,7 +247,8 @@ def _stage(name: str, node: Neuron, activity: Activity) -> Stage:
     carry = (
         beta * np.sqrt(np.maximum(1.0 - measured.rate, 0.0)) if node.reset == "value" else np.full(activity.steps, beta)
     )
-    return Stage(np.asarray(measured.threshold_density, dtype=np.float64), carry, gain, decay_syn)
+    density = np.asarray(measured.threshold_density, dtype=np.float64)
+    return Stage(density, carry, gain, decay_syn, isinstance(node, LSNN))
 
 
 def _walk(
@@ -324,7 +332,7 @@ def _is_stateless(node: Node) -> bool:
 
 def _gain_of(stage: Stage, steps: int) -> float:
     """Return how much of a lasting change passes a stage within ``steps`` steps, at its mean slope and memory."""
-    mean = Stage(np.full(steps, stage.kappa.mean()), np.full(steps, stage.carry.mean()), stage.gain, stage.decay_syn)
+    mean = replace(stage, kappa=np.full(steps, stage.kappa.mean()), carry=np.full(steps, stage.carry.mean()))
     last = np.zeros(steps)
     last[-1] = 1.0
     return float(through(mean, last).sum())

@@ -194,6 +194,27 @@ def test_recurrent_cells_are_graphs_with_a_delay(kind: str, seed: int) -> None:
     assert swapped > 200
 
 
+@pytest.mark.parametrize("kind", ["LSNN", "LIFRefrac"])
+def test_recurrent_graphs_are_calibrated_and_scored(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    maker = {"LSNN": norse.LSNNRecurrentCell, "LIFRefrac": norse.LIFRefracRecurrentCell}[kind]
+    cell = maker(20, NEURONS, p=drawn(kind, rng, per_neuron=True), dt=DT)
+    graph = recurrent_graph(cell, neuron_of(cell, (NEURONS,), where="n", dt=None))
+    raster = spikes((20,), steps=STEPS, batch=BATCH)
+    activity = slamp.calibrate(graph, raster)
+    spiked = simulate(graph, raster, record="spikes")["cell"].spikes
+    assert spiked is not None
+    assert np.array_equal(activity.neurons["cell"].spike_counts * BATCH, spiked.sum((0, 1)).numpy())
+    alpha = importance(graph, activity, np.full(STEPS, 1 / STEPS))
+    for name in ("cell_in", "cell_rec"):
+        assert np.isfinite(alpha[name]).all()
+        assert (alpha[name][-1] == 0) == (kind == "LSNN")  # too late for the membrane to see it
+        assert (alpha[name][:-1] > 0).all()
+    scores = slamp.score(graph, activity, "slamp")
+    assert 0 < slamp.make_masks(scores, slamp.allocate(scores, slamp.Budget(density=0.5)))["cell_rec"].mean() < 1
+
+
 def network(kind: str, *, features: int = 16, spread: bool = False) -> tuple[SequentialState, SpikeRaster]:
     """Two spiking layers of a kind and a readout, scaled until they fire; ``spread``: thresholds neuron by neuron."""
     torch.manual_seed(5)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -12,13 +14,16 @@ from slamp.delays import holds_back
 from slamp.dynamics import added, edge_values
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
+    NEURON,
     SPIKING,
+    WEIGHTED,
     WIRING,
     AdaptiveAvgPool2d,
     AvgPool2d,
     Delay,
     Input,
     MaxPool2d,
+    Neuron,
     Node,
     Output,
     Place,
@@ -93,6 +98,73 @@ def routed(node: Node, events: torch.Tensor) -> torch.Tensor:
             return wiring_function(node)(events)
         case _:
             return events
+
+
+def next_neuron(graph: SpikingGraph, name: str) -> str | None:
+    """Return the layer of neurons nearest behind a weighted node; None if its output reaches none without weights."""
+    waiting, seen = [name], {name}
+    while waiting:
+        for target in graph.targets(waiting.pop(0)):
+            node = graph.nodes[target]
+            if isinstance(node, NEURON):
+                return target
+            if target not in seen and not isinstance(node, WEIGHTED):
+                seen.add(target)
+                waiting.append(target)
+    return None
+
+
+def driven_neurons(graph: SpikingGraph, name: str) -> dict[str, Neuron]:
+    """Return all layers of neurons that the output of a node reaches without passing a weight, in computing order."""
+    waiting, seen = [name], {name}
+    found: set[str] = set()
+    while waiting:
+        for target in graph.targets(waiting.pop()):
+            node = graph.nodes[target]
+            if isinstance(node, NEURON):
+                found.add(target)
+            elif target not in seen and not isinstance(node, WEIGHTED):
+                seen.add(target)
+                waiting.append(target)
+    return {each: node for each in graph.order if each in found and isinstance(node := graph.nodes[each], NEURON)}
+
+
+def shown_neurons(graph: SpikingGraph) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return which features of the output are which neurons.
+
+    Returns:
+        By spiking layer, flat indices into the output and, as many, into the layer. Empty if the output is something
+        else than spikes that were moved, repeated or concatenated.
+    """
+    if graph.output not in carried(graph, input_is_spikes=False).binary:
+        return {}
+    offsets, end = {}, 1  # every neuron of the network gets a number of its own, and 0 is nobody
+    for name in graph.spiking:
+        offsets[name], end = end, end + math.prod(graph.shapes[name])
+
+    def numbers(name: str) -> torch.Tensor | None:
+        node, shape = graph.nodes[name], graph.shapes[name]
+        if name in offsets:
+            return torch.arange(math.prod(shape), dtype=torch.float64).reshape(1, *shape) + offsets[name]
+        if not isinstance(node, (Sum, Output, *WIRING)):
+            return None
+        parts = [numbers(source) for source in graph.sources(name)]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        x = added(known[0], known[1:])
+        return wiring_function(node)(x) if isinstance(node, WIRING) else x
+
+    leaving = numbers(graph.output)
+    if leaving is None:
+        return {}
+    flat = leaving.numpy().reshape(-1).astype(np.int64)
+    found = {}
+    for name, first in offsets.items():
+        at = np.flatnonzero((flat >= first) & (flat < first + math.prod(graph.shapes[name])))
+        if at.size:
+            found[name] = at, flat[at] - first
+    return found
 
 
 def _passed(graph: SpikingGraph, input_is_spikes: bool, events: set[str], binary: set[str]) -> Carried:

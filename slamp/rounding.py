@@ -32,23 +32,28 @@ from slamp.nodes import (
     NEURON,
     SECOND_TIER,
     SPIKING,
+    WIRING,
+    AdaptiveAvgPool2d,
     Affine,
     AvgPool2d,
     Conv1d,
     Conv2d,
     CubaLI,
     CubaLIF,
-    Flatten,
     Input,
     Linear,
+    MaxPool2d,
     Neuron,
     Node,
     Output,
     Scale,
+    Sum,
     SumPool2d,
 )
 from slamp.raster import SpikeRaster
+from slamp.shapes import adaptive_windows
 from slamp.simulate import check_raster
+from slamp.wiring import wiring_function
 
 UNIT = 2.0**-24
 TINY = 2.0**-126
@@ -156,10 +161,21 @@ def stateless_bound(node: Node, x: Bounded) -> Bounded:
 
 def _stateless(node: Node, x: Bounded) -> Bounded:
     match node:
-        case Output():
+        case Output() | Sum():
             return x
-        case Flatten():
-            return Bounded(*(torch.flatten(part, node.start_dim + 1, node.end_dim + 1) for part in (x.value, x.error)))
+        case _ if isinstance(node, WIRING):
+            move = wiring_function(node)
+            fresh = move(torch.zeros_like(x.value))  # what a Pad fills in is exact
+            return Bounded(move(x.value), move(x.error) - fresh)
+        case MaxPool2d():
+            return Bounded(
+                *(
+                    F.max_pool2d(part, node.kernel_size, node.stride, node.padding, node.dilation)
+                    for part in (x.value, x.error)
+                )
+            )
+        case AdaptiveAvgPool2d():
+            return _adaptive(node, x)
         case Linear() | Affine() | Conv1d() | Conv2d():
             return _weighted_sum(node, x)
         case SumPool2d() | AvgPool2d():
@@ -208,6 +224,14 @@ def _pooled(node: SumPool2d | AvgPool2d, x: Bounded) -> Bounded:
     return Bounded(total(x.value) * factor, error)
 
 
+def _adaptive(node: AdaptiveAvgPool2d, x: Bounded) -> Bounded:
+    sides = zip(x.value.shape[-2:], node.output_size, strict=True)
+    rows, columns = (max(stop - start for start, stop in adaptive_windows(*side)) for side in sides)
+    size = F.adaptive_avg_pool2d(x.value.abs() + x.error, node.output_size)
+    error = F.adaptive_avg_pool2d(x.error, node.output_size) + _gamma(rows * columns + 2) * size + 2 * TINY
+    return Bounded(F.adaptive_avg_pool2d(x.value, node.output_size), error)
+
+
 def _membrane(graph: SpikingGraph, name: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> Bounded:
     node = graph.nodes[name]
     assert isinstance(node, NEURON)
@@ -215,7 +239,7 @@ def _membrane(graph: SpikingGraph, name: str, inputs: SpikeRaster, spikes: Mappi
     fired = _spikes_of(name, spikes).detach().cpu() if isinstance(node, SPIKING) else None
     if fired is not None and fired.shape != drive.value.shape:
         raise GraphError(f"{name}: spikes of shape {tuple(fired.shape)}; allowed is {tuple(drive.value.shape)}")
-    state = _State(node, drive.value.shape[1:])
+    state = _State(node, drive.value.shape[1:], edges=len(graph.sources(name)))
     value, error = torch.empty_like(drive.value), torch.empty_like(drive.error)
     for t in range(drive.value.shape[0]):
         state.integrate(drive.value[t], drive.error[t])
@@ -228,8 +252,9 @@ def _membrane(graph: SpikingGraph, name: str, inputs: SpikeRaster, spikes: Mappi
 class _State:
     """Exact membrane and current of one layer, and the error bound of each."""
 
-    def __init__(self, node: Neuron, shape: torch.Size) -> None:
+    def __init__(self, node: Neuron, shape: torch.Size, edges: int) -> None:
         self.node = node
+        self.edges = edges  # each of them may be added to the current by itself
         start = node.v_reset if isinstance(node, IF) else node.v_leak
         self.v = _double(start).expand(shape).clone()
         self.v_error = torch.zeros(shape, dtype=torch.float64)
@@ -259,7 +284,11 @@ class _State:
         keep = 1 - self.decay_syn
         before, drive = self.i.abs() + self.i_error, x.abs() + x_error
         self.i = keep * self.i + x
-        local = _gamma(UPDATE) * before + _gamma(UPDATE + CONSTANT) * self.decay_syn * before + _gamma(GAIN) * drive
+        local = (
+            _gamma(UPDATE + self.edges - 1) * before
+            + _gamma(UPDATE + CONSTANT) * self.decay_syn * before
+            + _gamma(GAIN) * drive
+        )
         self.i_error = keep * self.i_error + x_error + local + 4 * TINY
         return self.i, self.i_error
 

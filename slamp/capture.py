@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
-from norse.torch import SequentialState
-from norse.torch.module.snn import SNNCell
 
 from slamp.arithmetic import TRAINED_SCALE
-from slamp.dynamics import exact_float32
+from slamp.capture_check import compare_with_module
 from slamp.errors import CaptureError, GraphError, RasterError, UnsupportedModuleError
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, WEIGHTED, Input, Node, Output, Shape
-from slamp.raster import SpikeRaster, seconds
-from slamp.read_modules import READERS, check_options, read_module
-from slamp.shapes import output_shape
-from slamp.simulate import stream
+from slamp.nodes import NEURON, Shape
+from slamp.raster import SpikeRaster
+from slamp.read_modules import check_plain_weights
+from slamp.read_neurons import KINDS, check_neuron
+from slamp.read_sites import Parts, read_sites
+from slamp.running import Run, interpret, left_as_found, record, trace_network
+from slamp.sites import Edge
+from slamp.tracing import Call
 
-CONTAINERS = (SequentialState, torch.nn.Sequential)
+evaluation_mode = left_as_found
 
 
 @dataclass(frozen=True)
@@ -36,26 +36,107 @@ class ModuleReport:
     problem: str = ""
 
 
-def capture(net: torch.nn.Module, raster: SpikeRaster) -> SpikingGraph:
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A graph and how it was read: the run of the module, and the neurons' sites by node."""
+
+    graph: SpikingGraph
+    run: Run
+    parts: Parts
+
+
+def capture(net: torch.nn.Module, raster: SpikeRaster | Sequence[SpikeRaster]) -> SpikingGraph:
     """Read a Norse network into a graph and prove, on ``raster``, that both compute the same.
 
-    The network is a `norse.torch.SequentialState`, nested as you like, of the modules in `slamp.read_modules`. It is
-    run step by step in evaluation mode beside the graph, and the output of every neuron layer is compared, cell for
-    cell. The network, its training mode and the random generators are left as they were.
+    The network is any module that takes one time step, ``net(x, state)``, or the whole sequence ``net(x)`` of shape
+    (time, batch, *features), with neurons of Norse. It is run in evaluation mode on a few samples; how tensors flow
+    between its neurons and torch's functions within one step is the graph. Then module and graph are run side by side,
+    and the output of every neuron layer is compared, cell for cell. The network, its states, its training mode and the
+    random generators are left as they were.
 
     Args:
         net: The network; its device becomes the graph's.
-        raster: Samples of shape (time, batch, *features).
+        raster: Samples of shape (time, batch, *features); several for a network of several inputs. These are one input
+            of the graph, flattened and side by side (`slamp.join`). Several outputs are joined likewise, but for the
+            spikes of neurons that also lead elsewhere: those are recorded under the neurons' names.
 
     Raises:
-        UnsupportedModuleError: A module cannot be captured; the message names it and what to write instead.
+        UnsupportedModuleError: The network cannot be captured; the message names the line of code, or the module, and
+            what to write instead.
         CaptureError: A cell differs, or a number is not finite.
         GraphError: Shapes do not fit one another.
         RasterError: The raster's dt is not the network's.
     """
-    graph, paths = read_graph(net, raster.features, raster.dt)
-    _compare(net, graph, raster, paths)
-    return graph
+    rasters = (raster,) if isinstance(raster, SpikeRaster) else tuple(raster)
+    first = rasters[0]
+    shapes = tuple(item.features for item in rasters)
+    spikes = all(item.is_spikes for item in rasters)
+    captured = read_network(net, shapes, first.dt, steps=first.steps, spikes=spikes)
+    compare_with_module(net, captured.graph, rasters, captured.run, captured.parts)
+    return captured.graph
+
+
+def read_network(
+    net: torch.nn.Module, shapes: Sequence[Shape], dt: float, *, steps: int | None = None, spikes: bool = True
+) -> Captured:
+    """Read a network by running it on a made-up input; arguments as `read_graph`, but for the shape of every input."""
+    check_numbers(net)
+    device = module_device(net)
+    run = trace_network(net, [_made_up(shape, device) for shape in shapes], steps)
+    outputs = _joined_outputs(run)
+    parts = read_sites(net, run.sites.sites, outputs, shapes, spikes=spikes)
+    if parts.dt is None:
+        raise UnsupportedModuleError("(net): holds no neurons; allowed are networks with at least one neuron layer")
+    if parts.dt != dt:
+        raise RasterError(
+            f"raster: dt is {dt!r} s, the network's neurons have {parts.dt!r} s; give the raster the network's dt"
+        )
+    modules = {name: site.operation.module for name, site in parts.neurons.items()}
+    scales = {name: vars(module)[TRAINED_SCALE] for name, module in modules.items() if TRAINED_SCALE in vars(module)}
+    try:
+        graph = SpikingGraph(
+            parts.nodes,
+            tuple(parts.edges),
+            dt,
+            parameters=parts.parameters,
+            device=str(device),
+            scales=scales,
+            readout=run.sites.readout,
+        )
+    except GraphError as error:
+        raise CaptureError(str(error)) from error
+    return Captured(graph, run, parts)
+
+
+def read_graph(
+    net: torch.nn.Module, features: Shape, dt: float, *, steps: int | None = None, spikes: bool = True
+) -> tuple[SpikingGraph, dict[str, tuple[str, torch.nn.Module]]]:
+    """Read a network without comparing anything; also return (path, module) behind every node that has one.
+
+    Args:
+        net: The network.
+        features: Shape of one sample at one step.
+        dt: Time step in seconds.
+        steps: Number of steps, for networks whose code knows it.
+        spikes: The input consists of spikes, as max pooling must know.
+    """
+    captured = read_network(net, [features], dt, steps=steps, spikes=spikes)
+    modules: dict[str, tuple[str, torch.nn.Module]] = {}
+    found = dict(net.named_modules())
+    for site in captured.run.sites.sites:
+        name, call = captured.parts.names.get(id(site)), site.first.call
+        if name is None or call is None:
+            continue
+        path = captured.graph.parameters.get(name, "").rpartition(".")[0] or call.path
+        module = call.module if call.module is not None else found.get(path)
+        if module is not None:
+            modules[name] = (path, module)
+    return captured.graph, modules
+
+
+def graph_of(net: torch.nn.Module, raster: SpikeRaster) -> SpikingGraph:
+    """Read the network that runs on a raster, without comparing anything."""
+    return read_graph(net, raster.features, raster.dt, steps=raster.steps, spikes=raster.is_spikes)[0]
 
 
 def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
@@ -63,95 +144,61 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
 
     Args:
         net: The network.
-        features: Shape of one input sample at one step; shapes after an uncaptured module are unknown (None).
+        features: Shape of one input sample at one step; shapes behind an uncaptured module are unknown (None).
     """
-    if type(net) is not SequentialState:
-        return [ModuleReport("(net)", type(net).__name__, "", None, str(_wrong_container(net)))]
-    if problem := _container_problem(net):
-        return [ModuleReport("(net)", type(net).__name__, "", None, f"(net): {problem}")]
+    whole = type(net).__name__
+    try:
+        recorded = record(net, [_made_up(features, module_device(net))])
+    except (UnsupportedModuleError, GraphError) as error:
+        return [ModuleReport("(net)", whole, "", None, str(error))]
+    reader, _ = interpret(recorded)
+    failed = {id(meaning.call): meaning.message for meaning in reader.unread if meaning.call is not None}
+    parts: Parts | None = None
+    problem = ""
+    dt = next((float(call.module.dt) for call in recorded.trace.calls if hasattr(call.module, "dt")), 1.0)
+    try:
+        captured = read_network(net, [features], dt)
+        parts = captured.parts
+        nodes = {id(site.first.call): parts.names.get(id(site)) for site in captured.run.sites.sites}
+    except (UnsupportedModuleError, CaptureError, GraphError) as error:
+        problem, nodes = str(error), {}
     reports: list[ModuleReport] = []
-    shape: Shape | None = features
-    dt: float | None = None
-    for path, module in leaves(net):
-        kind = type(module).__name__
-        try:
-            _check_container(path, module)
-            if shape is None and type(module) in READERS:
-                check_options(module, where=path, dt=dt)
-                reports.append(ModuleReport(path, kind, "?", None))
-                dt = getattr(module, "dt", dt)
-                continue
-            node = read_module(module, shape or (), where=path, dt=dt)
-            shape = shape if node is None else output_shape(path, node, shape or ())
-        except (UnsupportedModuleError, GraphError) as error:
-            shape = None
-            reports.append(ModuleReport(path, kind, "", None, str(error)))
+    seen: set[str] = set()
+    found = dict(net.named_modules())
+    before: float | None = None
+    for call in recorded.trace.calls:
+        module = call.module if call.module is not None else found.get(call.path)
+        leaf = module is not None and (call.module is not None or not list(module.children()))
+        said = failed.get(id(call), "")
+        if call.path in seen and not said:
             continue
-        dt = getattr(module, "dt", dt)
-        reports.append(ModuleReport(path, kind, "-" if node is None else type(node).__name__, shape))
-    if not any(report.problem for report in reports):
+        if not leaf and not said:
+            continue
+        if said and said in {report.problem for report in reports}:
+            continue
+        seen.add(call.path)
+        assert module is not None
         try:
-            read_graph(net, features, 1.0 if dt is None else float(dt))
-        except (UnsupportedModuleError, CaptureError, GraphError) as error:
-            reports.append(ModuleReport("(net)", type(net).__name__, "", None, str(error)))
+            check_plain_weights(module, call.path)
+            if call.module is not None:
+                check_neuron(module, where=call.path, dt=before)
+                before = getattr(module, "dt", before)
+        except UnsupportedModuleError as error:
+            said = said or str(error)
+        name = nodes.get(id(call))
+        shape = None if parts is None or name is None else captured.graph.shapes[name]
+        node = "" if said else "?" if parts is None else "-" if name is None else type(parts.nodes[name]).__name__
+        reports.append(ModuleReport(call.path, type(module).__name__, node, shape, said))
+    if problem and not any(report.problem for report in reports):
+        reports.append(ModuleReport("(net)", whole, "", None, problem))
     return reports
 
 
-def read_graph(
-    net: torch.nn.Module, features: Shape, dt: float
-) -> tuple[SpikingGraph, dict[str, tuple[str, torch.nn.Module]]]:
-    """Read the modules without running them; also return (path, module) behind every node."""
-    if type(net) is not SequentialState:
-        raise _wrong_container(net)
-    _check_container("(net)", net)
-    nodes: dict[str, Node] = {"input": Input(features)}
-    modules: dict[str, tuple[str, torch.nn.Module]] = {}
-    parameters: dict[str, str] = {}
-    shape, neuron_dt = features, None
-    for path, module in leaves(net):
-        _check_container(path, module)
-        node = read_module(module, shape, where=path, dt=neuron_dt)
-        if node is None:
-            continue
-        if isinstance(node, WEIGHTED):
-            if any(module is other for _, other in modules.values()):
-                kind = type(module).__name__
-                raise UnsupportedModuleError(f"{path}: {kind} is used twice; give each use its own module")
-            for other_path, other in modules.values():
-                if getattr(other, "weight", None) is module.weight:
-                    raise UnsupportedModuleError(
-                        f"{path}: shares its weight with {other_path}; give each a weight of its own"
-                    )
-            parameters[node_name(path)] = f"{path}.weight"
-        if isinstance(node, NEURON):
-            neuron_dt = seconds(module.dt)
-        shape = output_shape(path, node, shape)
-        if node_name(path) in nodes:
-            raise UnsupportedModuleError(f"{path}: another module is named {node_name(path)!r} too; rename one of them")
-        nodes[node_name(path)] = node
-        modules[node_name(path)] = (path, module)
-    if neuron_dt is None:
-        raise UnsupportedModuleError("(net): holds no neurons; allowed are networks with at least one neuron layer")
-    if neuron_dt != dt:
-        raise RasterError(
-            f"raster: dt is {dt!r} s, the network's neurons have {neuron_dt!r} s; give the raster the network's dt"
-        )
-    nodes["output"] = Output(shape)
-    names = list(nodes)
-    edges = tuple(pairwise(names))
-    try:
-        scales = {
-            name: vars(module)[TRAINED_SCALE] for name, (_, module) in modules.items() if TRAINED_SCALE in vars(module)
-        }
-        graph = SpikingGraph(nodes, edges, dt, parameters=parameters, device=str(module_device(net)), scales=scales)
-    except GraphError as error:
-        raise CaptureError(str(error)) from error
-    return graph, modules
-
-
-def node_name(path: str) -> str:
-    """Return the node name of a module path (NIR and HDF5 give dots and slashes a meaning)."""
-    return path.replace(".", "_")
+def check_numbers(net: torch.nn.Module) -> None:
+    """Raise `UnsupportedModuleError` unless every weight of a network is a plain float32 parameter."""
+    for path, module in net.named_modules():
+        if type(module) not in KINDS:
+            check_plain_weights(module, path or "(net)")
 
 
 def module_device(net: torch.nn.Module) -> torch.device:
@@ -160,117 +207,30 @@ def module_device(net: torch.nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-@contextmanager
-def evaluation_mode(net: torch.nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode and leave it, module by module, as it was found."""
-    training = {module: module.training for module in net.modules()}
-    # IAFCell marks its own v_reset tensor as requiring gradients when it makes a state (norse 1.1.0).
-    tensors = [
-        value
-        for module in net.modules()
-        if isinstance(getattr(module, "p", None), tuple)
-        for value in module.p  # type: ignore[union-attr]  # a NamedTuple of neuron parameters
-        if isinstance(value, torch.Tensor) and value.is_leaf
-    ]
-    gradients = [tensor.requires_grad for tensor in tensors]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for tensor, mode in zip(tensors, gradients, strict=True):
-            tensor.requires_grad_(mode)
+def _made_up(shape: Shape, device: torch.device) -> torch.Tensor:
+    """Return spikes of shape (5, 4, *shape), the same each time."""
+    count = 20 * prod(shape)
+    values = (torch.arange(count) * 2654435761 % 97 < 24).to(torch.float32)
+    return values.reshape(5, 4, *shape).to(device)
 
 
-def leaves(container: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
-    """Yield (path, module) of every module that is no container, in the order the network calls them."""
-    for name, module in container._modules.items():
-        assert module is not None
-        path = f"{prefix}{name}"
-        if type(module) in CONTAINERS and not _container_problem(module):
-            yield from leaves(module, f"{path}.")
-        else:
-            yield path, module
+def _joined_outputs(run: Run) -> list[Edge]:
+    """Return the outputs that are joined: all but spikes of neurons that also lead elsewhere."""
+    first, *others = run.sites.outputs
+    used = {id(operand.source) for site in run.sites.sites for operand in site.operands if isinstance(operand, Edge)}
+    chosen = [first]
+    for edge in others:
+        same = any(edge.source is known.source and edge.lag == known.lag for known in chosen)
+        inside = id(edge.source) in used and edge.source.operation.kind == "neuron"
+        if not same and not inside:
+            chosen.append(edge)
+    return chosen
 
 
-def _container_problem(module: torch.nn.Module) -> str:
-    """Say why a container cannot be captured, or nothing."""
-    if type(module) is SequentialState and module.return_hidden:
-        return "SequentialState with return_hidden=True; use the default"
-    if type(module) is torch.nn.Sequential:
-        for child in module.children():
-            if isinstance(child, SNNCell) or type(child) is SequentialState:
-                return (
-                    f"{type(child).__name__} inside torch.nn.Sequential, which carries no neuron state; "
-                    "use norse.torch.SequentialState in its place"
-                )
-    return ""
+def _called(call: Call) -> Any:
+    return call.module or call.function
 
 
-def _check_container(path: str, module: torch.nn.Module) -> None:
-    if problem := _container_problem(module):
-        raise UnsupportedModuleError(f"{path}: {problem}")
-
-
-def _wrong_container(net: torch.nn.Module) -> UnsupportedModuleError:
-    return UnsupportedModuleError(
-        f"(net): {type(net).__name__} is not captured; allowed is norse.torch.SequentialState; "
-        "write the layers of one time step as SequentialState(...) and loop over time outside"
-    )
-
-
-def _compare(
-    net: torch.nn.Module, graph: SpikingGraph, raster: SpikeRaster, modules: dict[str, tuple[str, torch.nn.Module]]
-) -> None:
-    seen: dict[str, torch.Tensor] = {}
-
-    def keep(names: list[str]) -> Any:
-        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            name = next(name for name in names if name not in seen)
-            seen[name] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    # A neuron module that is used several times is called in the order of its nodes.
-    watched: dict[torch.nn.Module, list[str]] = {}
-    for name, (_, module) in modules.items():
-        if isinstance(graph.nodes[name], NEURON):
-            watched.setdefault(module, []).append(name)
-    handles = [module.register_forward_hook(keep(names)) for module, names in watched.items()]
-    state = None
-    try:
-        with evaluation_mode(net):
-            for step in stream(graph, raster):
-                seen.clear()
-                with exact_float32():
-                    x = raster.data[step.t].to(device=graph.device, dtype=torch.float32)
-                    seen[graph.output], state = net(x, state)
-                for name, found in seen.items():
-                    _check_cells(name, found, step.values[name], step.t, graph, step.v.get(name))
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _check_cells(
-    name: str, found: torch.Tensor, expected: torch.Tensor, t: int, graph: SpikingGraph, v: torch.Tensor | None
-) -> None:
-    if found.shape != expected.shape:
-        raise CaptureError(f"{name}: the module gives shape {tuple(found.shape)}, the graph {tuple(expected.shape)}")
-    differing = found != expected
-    if not bool(differing.any()):
-        return
-    sample, *neuron = (int(index) for index in differing.nonzero()[0])
-    if not bool(torch.isfinite(found).all()):
-        raise CaptureError(
-            f"{name}: step {t}, sample {sample}, neuron {neuron}: the module gives "
-            f"{found[(sample, *neuron)].item():g}; its numbers overflow float32, so scale its weights or input down"
-        )
-    membrane = "" if v is None else f", membrane {v[(sample, *neuron)].item():.9g}"
-    raise CaptureError(
-        f"{name}: step {t}, sample {sample}, neuron {neuron}: the module gives {found[(sample, *neuron)].item():.9g}, "
-        f"the graph {expected[(sample, *neuron)].item():.9g}{membrane}; "
-        f"{int(differing.sum())} cells of this step differ; "
-        f"this is a defect of slamp unless a hook or subclass changes the module ({type(graph.nodes[name]).__name__})"
-    )
+def neuron_nodes(graph: SpikingGraph) -> list[str]:
+    """Names of all neuron layers, in computing order."""
+    return [name for name in graph.order if isinstance(graph.nodes[name], NEURON)]

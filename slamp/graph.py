@@ -59,6 +59,8 @@ class SpikingGraph:
         device: torch device the graph is simulated on (not part of the meaning).
         scales: For layers of neurons whose weights were trained in integers, the scale of these (not part of the
             meaning, not saved).
+        readout: How the module reads its output over time: "sum", "mean", "max" or "last"; "" if it returns every step
+            (not part of the meaning).
 
     Raises:
         GraphError: Any of the checks fails; the message names the node.
@@ -71,6 +73,7 @@ class SpikingGraph:
     parameters: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     scales: Mapping[str, LayerScale] = field(default_factory=dict)
+    readout: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", MappingProxyType(dict(self.nodes)))
@@ -160,12 +163,18 @@ class SpikingGraph:
         if unknown:
             raise GraphError(f"{unknown[0]}: no such node; the graph has {list(self.nodes)}")
         return SpikingGraph(
-            {**self.nodes, **changed}, self.edges, self.dt, self.arithmetic, self.parameters, self.device
+            {**self.nodes, **changed},
+            self.edges,
+            self.dt,
+            self.arithmetic,
+            self.parameters,
+            self.device,
+            readout=self.readout,
         )
 
     def save(self, path: str | Path) -> None:
         """Write the graph as one npz: a JSON header and the arrays, no pickle. An existing file is replaced at once."""
-        header = {**_header(self), "parameters": dict(self.parameters), "hash": self.hash}
+        header = {**graph_header(self), "hash": self.hash}
         arrays: dict[str, np.ndarray] = {"header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)}
         for name, node in self.nodes.items():
             for key, array in arrays_of(node).items():
@@ -198,7 +207,8 @@ def load_graph(path: str | Path) -> SpikingGraph:
 
 def graph_header(graph: SpikingGraph) -> dict[str, Any]:
     """Return everything of a graph that is not an array, ready for JSON."""
-    return {**_header(graph), "parameters": dict(graph.parameters)}
+    about = {"parameters": dict(graph.parameters), "readout": graph.readout}
+    return {**_header(graph), **{key: value for key, value in about.items() if key == "parameters" or value}}
 
 
 def graph_from_parts(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> SpikingGraph:
@@ -249,7 +259,9 @@ def _from_parts(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> 
             values[key] = _restored(arrays[f"{entry['name']}/{key}"])
         nodes[entry["name"]] = kind(**values)
     edges = tuple((str(source), str(target)) for source, target in header["edges"])
-    return SpikingGraph(nodes, edges, float.fromhex(header["dt"]), arithmetic(), header.get("parameters", {}))
+    readout = str(header.get("readout", ""))
+    parameters = header.get("parameters", {})
+    return SpikingGraph(nodes, edges, float.fromhex(header["dt"]), arithmetic(), parameters, readout=readout)
 
 
 def _stored(array: np.ndarray) -> np.ndarray:
@@ -280,6 +292,8 @@ def _check_structure(graph: SpikingGraph) -> None:
             raise GraphError(f"{name}: nothing leads into it; add an edge or drop the node")
         if not graph.targets(name) and not isinstance(node, Output):
             raise GraphError(f"{name}: nothing leads out of it; add an edge or drop the node")
+    if graph.readout not in ("", "sum", "mean", "max", "last"):
+        raise GraphError(f"graph: readout is {graph.readout!r}; allowed are sum, mean, max, last, or nothing")
     if not (np.isfinite(graph.dt) and graph.dt > 0):
         raise GraphError(f"graph: dt is {graph.dt!r}; allowed is a positive number of seconds")
 

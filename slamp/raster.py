@@ -198,3 +198,25 @@ def _checked_labels(labels: object, batch: int) -> torch.Tensor:
             f"raster: labels of shape {array.shape}, {array.dtype}; allowed are {batch} integers, one per sample"
         )
     return torch.tensor(array.astype(np.int64))
+
+
+def join(rasters: Sequence[SpikeRaster]) -> SpikeRaster:
+    """Return the inputs of a network of several inputs as one raster: flattened and side by side.
+
+    Args:
+        rasters: One per input, of equal steps, samples and dt.
+
+    Raises:
+        RasterError: They differ in steps, samples, dt or kind.
+    """
+    first = rasters[0]
+    for index, other in enumerate(rasters):
+        found = (other.steps, other.batch, other.dt, other.kind)
+        allowed = (first.steps, first.batch, first.dt, first.kind)
+        if found != allowed:
+            raise RasterError(
+                f"input {index}: steps, samples, dt and kind are {found}, those of the first input {allowed}; "
+                "give every input the same"
+            )
+    data = torch.cat([item.data.flatten(2) for item in rasters], dim=2)
+    return SpikeRaster(data, first.dt, first.labels, kind=first.kind)

@@ -68,7 +68,7 @@ def check_options(module: torch.nn.Module, *, where: str, dt: float | None) -> N
         where: Path of the module in the network, for messages.
         dt: Time step of the neurons read so far, or None.
     """
-    _check_plain_weights(module, where)
+    check_plain_weights(module, where)
     site = Site(where, ())
     match module:
         case torch.nn.Conv1d() | torch.nn.Conv2d():
@@ -131,7 +131,8 @@ class Site:
         return UnsupportedModuleError(f"{self.path}: {found}; {advice}")
 
 
-def _check_plain_weights(module: torch.nn.Module, where: str) -> None:
+def check_plain_weights(module: torch.nn.Module, where: str) -> None:
+    """Raise `UnsupportedModuleError` unless a module's numbers are plain float32 parameters."""
     if torch.nn.utils.parametrize.is_parametrized(module):
         raise UnsupportedModuleError(
             f"{where}: the weight is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
@@ -156,8 +157,8 @@ def _linear(module: torch.nn.Linear, site: Site) -> Node:
         raise site.refuse(
             f"Linear receives shape {site.shape} per sample, allowed is one axis", "put torch.nn.Flatten before it"
         )
-    weight = _array(module.weight)
-    return Linear(weight) if module.bias is None else Affine(weight, _array(module.bias))
+    weight = plain_array(module.weight)
+    return Linear(weight) if module.bias is None else Affine(weight, plain_array(module.bias))
 
 
 def _conv(module: torch.nn.Conv1d | torch.nn.Conv2d, site: Site) -> Node:
@@ -171,8 +172,8 @@ def _conv(module: torch.nn.Conv1d | torch.nn.Conv2d, site: Site) -> Node:
             padding = tuple(total // 2 for total in totals)
     kind = Conv1d if axes == 1 else Conv2d
     return kind(
-        weight=_array(module.weight),
-        bias=None if module.bias is None else _array(module.bias),
+        weight=plain_array(module.weight),
+        bias=None if module.bias is None else plain_array(module.bias),
         stride=tuple(module.stride),
         padding=padding,
         dilation=tuple(module.dilation),
@@ -212,20 +213,31 @@ def _batch_norm(module: torch.nn.BatchNorm1d | torch.nn.BatchNorm2d, site: Site)
             f"{type(module).__name__} receives shape {site.shape} per sample",
             "BatchNorm1d takes (channels,) or (channels, x), BatchNorm2d (channels, y, x)",
         )
-    # The kernel itself says what it multiplies and adds: its results for 1 (without mean and bias) and for 0.
-    zeros = torch.zeros_like(module.running_mean)
-    probe = zeros.reshape(1, -1, *([1] * max(len(site.shape) - 1, 0)))
+    return scale_of(module.running_mean, module.running_var, module.weight, module.bias, module.eps, site.shape)
+
+
+def scale_of(
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    shape: Shape,
+) -> Scale:
+    """Return what batch normalization with running statistics computes, all of shape (channels,).
+
+    The kernel itself says what it multiplies and adds: its results for 1 (without mean and bias) and for 0.
+    """
+    zeros = torch.zeros_like(mean)
+    probe = zeros.reshape(1, -1, *([1] * max(len(shape) - 1, 0)))
     with torch.no_grad():
-        scale = F.batch_norm(
-            torch.ones_like(probe), zeros, module.running_var, module.weight, zeros, False, 0.0, module.eps
-        )
-        shift = F.batch_norm(
-            probe, module.running_mean, module.running_var, module.weight, module.bias, False, 0.0, module.eps
-        )
-    return Scale(_array(scale.reshape(-1)), _array(shift.reshape(-1)))
+        scale = F.batch_norm(torch.ones_like(probe), zeros, var, weight, zeros, False, 0.0, eps)
+        shift = F.batch_norm(probe, mean, var, weight, bias, False, 0.0, eps)
+    return Scale(plain_array(scale.reshape(-1)), plain_array(shift.reshape(-1)))
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
+def plain_array(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor's numbers, float32, read-only."""
     return frozen_array(tensor.detach().cpu().numpy())
 
 

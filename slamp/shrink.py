@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from norse.torch.module.snn import SNNCell
 
-from slamp.capture import leaves, node_name, read_graph
+from slamp.capture import read_graph
+from slamp.chain_modules import check_chain, leaves
 from slamp.channels import Channels, check_channels, removable
 from slamp.errors import MaskError
 from slamp.masks import load_channels, load_pruned
 from slamp.nodes import Shape
+from slamp.read_sites import node_name
 from slamp.shrunk_graph import shrunk_activity, shrunk_graph
 
 __all__ = ["Channels", "removable", "restore_pruned", "shrink", "shrunk_activity", "shrunk_graph"]
@@ -77,6 +79,7 @@ def restore_pruned(net: torch.nn.Module, path: str | Path) -> torch.nn.Module:
 
 def _shrunk_module(net: torch.nn.Module, channels: Channels) -> torch.nn.Module:
     """Cut every module of a copy; what each has to cut follows from its own sizes, so features are not needed."""
+    check_chain(net)
     small = copy.deepcopy(net)
     done: dict[torch.nn.Module, tuple[np.ndarray, int]] = {}
     kept, axes = np.ones(1, dtype=bool), 0  # of the values that pass; what enters the network stays whole

@@ -30,7 +30,8 @@ from networks import (
     run_norse,
     spikes,
 )
-from slamp.capture import ModuleReport, capture, check_module, node_name, read_graph
+from slamp.capture import ModuleReport, capture, check_module, read_graph
+from slamp.read_sites import node_name
 from slamp.errors import CaptureError, GraphError, RasterError, SlampError, UnsupportedModuleError
 from slamp.nodes import CubaLIF, Scale
 from slamp.raster import SpikeRaster

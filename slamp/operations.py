@@ -1,0 +1,511 @@
+"""The torch functions a graph can hold: what each call of one means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from slamp.errors import UnsupportedModuleError
+from slamp.interpret import BATCH_FIRST, HANDLERS, Handler, Interpreter
+from slamp.tracing import Call, Value
+from slamp.unrolled import Instance, Meaning, Operation, Read, Stack
+
+
+def register_handlers() -> None:
+    """Do nothing: importing this module registers its handlers."""
+
+
+def arguments(call: Call, *names: str, **defaults: Any) -> dict[str, Any]:
+    """Return the arguments of a call by name; ``names`` in the order of positions."""
+    found = {**defaults, **dict(zip(names, call.arguments, strict=False))}
+    return {**found, **{key: value for key, value in call.options.items() if key in names or key in defaults}}
+
+
+def handles(*names: str) -> Any:
+    """Register the reader of the named functions."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return register
+
+
+# Weights
+
+
+@handles("linear")
+def _linear(reader: Interpreter, call: Call) -> Meaning:
+    found = arguments(call, "input", "weight", "bias", bias=None)
+    x = reader.operand(found["input"])
+    constants = _constants(reader, call, found["weight"], found["bias"])
+    return reader.lifted(call, [x], lambda axes: Operation("linear", (), constants))
+
+
+@handles("conv1d", "conv2d")
+def _conv(reader: Interpreter, call: Call) -> Meaning:
+    found = arguments(
+        call, "input", "weight", "bias", "stride", "padding", "dilation", "groups",
+        bias=None, stride=1, padding=0, dilation=1, groups=1,
+    )
+    axes = 1 if call.function == "conv1d" else 2
+    constants = _constants(reader, call, found["weight"], found["bias"])
+    padding = found["padding"]
+    settings = (
+        axes,
+        _tuple(found["stride"], axes),
+        padding if isinstance(padding, str) else _tuple(padding, axes),
+        _tuple(found["dilation"], axes),
+        int(found["groups"]),
+    )
+    return reader.lifted(call, [_one_step(reader, call, found["input"])], lambda _: Operation("conv", settings, constants))
+
+
+@handles("batch_norm")
+def _batch_norm(reader: Interpreter, call: Call) -> Meaning:
+    found = arguments(
+        call, "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
+        weight=None, bias=None, training=False, momentum=0.1, eps=1e-5,
+    )
+    if found["training"] or found["running_mean"] is None:
+        raise reader.refuse(call, "uses the statistics of the batch", "use track_running_stats=True and net.eval()")
+    names = ("running_mean", "running_var", "weight", "bias")
+    constants = _constants(reader, call, *(found[name] for name in names))
+    x = _one_step(reader, call, found["input"])
+    return reader.lifted(call, [x], lambda _: Operation("norm", (float(found["eps"]),), constants))
+
+
+# Arithmetic
+
+
+@handles("add", "radd")
+def _add(reader: Interpreter, call: Call) -> Meaning:
+    return _sum(reader, call, [1.0, float(arguments(call, "", "", "alpha", alpha=1)["alpha"])])
+
+
+@handles("sub", "subtract", "rsub")
+def _sub(reader: Interpreter, call: Call) -> Meaning:
+    alpha = float(arguments(call, "", "", "alpha", alpha=1)["alpha"])
+    return _sum(reader, call, [-1.0, 1.0] if call.function == "__rsub__" else [1.0, -alpha])
+
+
+def _sum(reader: Interpreter, call: Call, factors: Sequence[float]) -> Meaning:
+    if any(abs(factor) != 1.0 for factor in factors):
+        raise reader.refuse(call, "has alpha", "multiply first, which rounds as the graph does")
+    operands = [reader.operand(value) for value in call.arguments[:2]]
+    if call.function.startswith("__r"):  # Tensor.__radd__(self, other) is other + self
+        operands, factors = operands[::-1], list(factors)[::-1]
+    result: list[Meaning | Value] = []
+    part = 0
+    for operand, factor in zip(operands, factors, strict=True):
+        if isinstance(operand, Read):
+            return _after_reading(reader, call, operand)
+        if isinstance(operand, Value):
+            result.append(operand if factor == 1.0 else Value(-operand.tensor, call))
+            continue
+        if factor == -1.0:
+            minus = Operation("scale", (), (Value(torch.tensor(-1.0)),))
+            operand = reader.lifted(call, [operand], lambda _, minus=minus: minus, part=part)
+            part += 1
+        result.append(operand)
+    _check_constants(reader, call, result)
+    return reader.lifted(call, result, lambda _: Operation("add"), part=part)
+
+
+@handles("mul", "rmul", "multiply", "div", "divide")
+def _mul(reader: Interpreter, call: Call) -> Meaning:
+    operands = [reader.operand(value) for value in call.arguments[:2]]
+    if any(not isinstance(operand, (Value, Instance)) or not _known(operand) for operand in operands):
+        operands = [operand.result if _known(operand) else operand for operand in operands]
+    constants = [operand for operand in operands if isinstance(operand, Value)]
+    others = [operand for operand in operands if not isinstance(operand, Value)]
+    if len(others) != 1:
+        raise reader.refuse(
+            call, "combines two values that depend on the input", "multiply and divide by constants only"
+        )
+    if isinstance(others[0], Read):
+        return _after_reading(reader, call, others[0])
+    factor = constants[0]
+    if "div" in call.function:
+        if isinstance(operands[0], Value) or call.options.get("rounding_mode") is not None:
+            raise reader.refuse(call, "divides by a value that depends on the input", "divide by constants only")
+        inverse = _inverse(factor)
+        if inverse is None:
+            if isinstance(others[0], Instance):  # fine for what is read over time, and only there
+                return Read("last", Stack((others[0],), 0), (call,))
+            raise reader.refuse(call, "divides by a number that is no power of two", "multiply by its inverse")
+        factor = inverse
+    _check_constants(reader, call, [factor])
+    return reader.lifted(call, others, lambda _: Operation("scale", (), (factor,)))
+
+
+@handles("neg", "negative")
+def _neg(reader: Interpreter, call: Call) -> Meaning:
+    minus = Value(torch.tensor(-1.0))
+    return reader.lifted(call, [reader.operand(call.arguments[0])], lambda _: Operation("scale", (), (minus,)))
+
+
+@handles("relu")
+def _relu(reader: Interpreter, call: Call) -> Meaning:
+    return reader.lifted(call, [reader.operand(call.arguments[0])], lambda _: Operation("relu"))
+
+
+def _known(operand: Any) -> bool:
+    return isinstance(operand, Instance) and operand.known and operand.result is not None
+
+
+def _inverse(factor: Value) -> Value | None:
+    """Return 1 / factor where multiplying by it is dividing, bit for bit: for powers of two."""
+    mantissa, _ = torch.frexp(factor.tensor.to(torch.float32))
+    return Value(1.0 / factor.tensor.to(torch.float32)) if bool((mantissa.abs() == 0.5).all()) else None
+
+
+def _check_constants(reader: Interpreter, call: Call, operands: Sequence[Meaning | Value]) -> None:
+    for operand in operands:
+        if isinstance(operand, Value) and operand.tensor.is_floating_point() and operand.tensor.dtype != torch.float32:
+            if operand.tensor.ndim:
+                raise reader.refuse(call, f"reads a constant of {operand.tensor.dtype}", "use float32")
+
+
+# Pools
+
+
+@handles("max_pool2d")
+def _max_pool(reader: Interpreter, call: Call) -> Meaning:
+    found = arguments(
+        call, "input", "kernel_size", "stride", "padding", "dilation", "ceil_mode",
+        stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False,
+    )
+    if found["ceil_mode"] or found["return_indices"] or _tuple(found["dilation"], 2) != (1, 1):
+        raise reader.refuse(call, "has ceil_mode, dilation or return_indices", "use the defaults")
+    kernel = _tuple(found["kernel_size"], 2)
+    settings = (kernel, _tuple(found["stride"], 2) if found["stride"] else kernel, _tuple(found["padding"], 2))
+    return reader.lifted(call, [_one_step(reader, call, found["input"])], lambda _: Operation("max_pool", settings))
+
+
+@handles("avg_pool2d")
+def _avg_pool(reader: Interpreter, call: Call) -> Meaning:
+    found = arguments(
+        call, "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
+        stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None,
+    )
+    kernel, padding = _tuple(found["kernel_size"], 2), _tuple(found["padding"], 2)
+    uncounted = padding != (0, 0) and not found["count_include_pad"]
+    if found["ceil_mode"] or uncounted or found["divisor_override"] is not None:
+        raise reader.refuse(
+            call,
+            "AvgPool2d with ceil_mode, divisor_override or count_include_pad=False under padding is not captured",
+            "use the defaults",
+        )
+    settings = (kernel, _tuple(found["stride"], 2) if found["stride"] else kernel, padding)
+    return reader.lifted(call, [_one_step(reader, call, found["input"])], lambda _: Operation("avg_pool", settings))
+
+
+@handles("lp_pool2d")
+def _lp_pool(reader: Interpreter, call: Call) -> Meaning:
+    found = arguments(
+        call, "input", "norm_type", "kernel_size", "stride", "ceil_mode", stride=None, ceil_mode=False
+    )
+    if float(found["norm_type"]) != 1.0 or found["ceil_mode"]:
+        raise reader.refuse(
+            call,
+            f"LPPool2d with norm_type {found['norm_type']}, ceil_mode {found['ceil_mode']}",
+            "allowed is norm_type 1 (sum pooling) without ceil_mode",
+        )
+    kernel = _tuple(found["kernel_size"], 2)
+    settings = (kernel, _tuple(found["stride"], 2) if found["stride"] else kernel)
+    return reader.lifted(call, [_one_step(reader, call, found["input"])], lambda _: Operation("sum_pool", settings))
+
+
+@handles("adaptive_avg_pool2d")
+def _adaptive(reader: Interpreter, call: Call) -> Meaning:
+    x = _one_step(reader, call, call.arguments[0])
+    return reader.lifted(call, [x], lambda _: Operation("adaptive_avg_pool", call.result.shape[-2:]))
+
+
+@handles("interpolate", "upsample")
+def _upsample(reader: Interpreter, call: Call) -> Meaning:
+    found = arguments(
+        call, "input", "size", "scale_factor", "mode", size=None, scale_factor=None, mode="nearest"
+    )
+    x, before, after = found["input"], found["input"].shape[-2:], call.result.shape[-2:]
+    if found["mode"] != "nearest" or any(b % a for a, b in zip(before, after, strict=True)) or len(x.shape) != 4:
+        raise reader.refuse(
+            call, f"goes from {before} to {after} by mode {found['mode']!r}", "allowed is nearest by whole factors"
+        )
+    settings = tuple(b // a for a, b in zip(before, after, strict=True))
+    return reader.lifted(call, [_one_step(reader, call, x)], lambda _: Operation("upsample", settings))
+
+
+@handles("pad")
+def _pad(reader: Interpreter, call: Call) -> Meaning:
+    found = arguments(call, "input", "pad", "mode", "value", mode="constant", value=None)
+    pads = tuple(int(item) for item in found["pad"])
+    value = float(found["value"] or 0.0) if found["mode"] == "constant" else 0.0
+    settings = (pads, str(found["mode"]), value)
+    return reader.lifted(call, [_one_step(reader, call, found["input"])], lambda _: Operation("pad", settings))
+
+
+# Shapes
+
+
+@handles("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "reshape_as", "view_as")
+def _reshape(reader: Interpreter, call: Call) -> Meaning:
+    x = reader.operand(call.arguments[0])
+    shape = tuple(call.result.shape)
+    if isinstance(x, Read):
+        return _after_reading(reader, call, x)
+    if isinstance(x, Stack):
+        before = call.arguments[0].shape
+        if shape[:2] != before[:2]:
+            raise reader.refuse(call, f"makes {shape} of {before}", BATCH_FIRST)
+        return reader.lifted(call, [x], lambda _: Operation("reshape", shape[2:]))
+    return reader.lifted(call, [x], lambda _: Operation("reshape", shape[1:]))
+
+
+@handles("permute", "transpose", "swapaxes", "movedim")
+def _permute(reader: Interpreter, call: Call) -> Meaning:
+    value, x = call.arguments[0], reader.operand(call.arguments[0])
+    count = len(value.shape)
+    # Numbered axes, permuted the same way, say where each came from.
+    probe = torch.arange(count).reshape(*[1] * count) if count == 0 else torch.empty(*range(2, count + 2))
+    function = getattr(torch, call.function)
+    moved = function(probe, *call.arguments[1:], **call.options) if call.function != "permute" else probe.permute(
+        *(call.arguments[1:] if call.arguments[1:] else (call.options["dims"],))
+    )
+    axes = tuple(size - 2 for size in moved.shape)
+    if isinstance(x, Read):
+        return _after_reading(reader, call, x)
+    if isinstance(x, Stack):
+        if axes[:2] == (1, 0) and axes[2:] == tuple(range(2, count)):
+            return Stack(x.entries, 1 - x.axis)
+        if axes[:2] != (0, 1):
+            raise reader.refuse(call, f"moves axes {axes}", BATCH_FIRST)
+        return reader.lifted(call, [x], lambda _: Operation("permute", tuple(axis - 2 for axis in axes[2:])))
+    if axes[0] != 0:
+        raise reader.refuse(call, f"moves the batch axis ({axes})", BATCH_FIRST)
+    return reader.lifted(call, [x], lambda _: Operation("permute", tuple(axis - 1 for axis in axes[1:])))
+
+
+@handles("cat")
+def _cat(reader: Interpreter, call: Call) -> Meaning:
+    found = arguments(call, "tensors", "dim", dim=0)
+    values = list(found["tensors"])
+    dim = int(found["dim"]) % len(call.result.shape)
+    meanings = [reader.operand(value) for value in values]
+    stacks = [meaning for meaning in meanings if isinstance(meaning, Stack)]
+    if stacks and dim == stacks[0].axis:
+        entries = [entry for meaning in meanings for entry in (meaning.entries if isinstance(meaning, Stack) else ())]
+        if len(stacks) != len(meanings):
+            raise reader.refuse(call, "joins steps and constants", "join values of the network only")
+        return Stack(tuple(entries), dim)
+    before = 2 if stacks else 1
+    if dim < before:
+        raise reader.refuse(call, "joins batches", BATCH_FIRST)
+    return reader.lifted(call, meanings, lambda _: Operation("cat", (dim - before,)))
+
+
+@handles("stack")
+def _stack(reader: Interpreter, call: Call) -> Meaning:
+    found = arguments(call, "tensors", "dim", dim=0)
+    entries = [reader.operand(value) for value in found["tensors"]]
+    dim = int(found["dim"]) % len(call.result.shape)
+    if all(isinstance(entry, (Instance, Value)) for entry in entries):
+        return Stack(tuple(entry for entry in entries if isinstance(entry, (Instance, Value))), dim)
+    raise reader.refuse(call, "stacks sequences", "stack values of one step")
+
+
+@handles("__getitem__", "getitem", "select", "narrow")
+def _getitem(reader: Interpreter, call: Call) -> Meaning:
+    value, x = call.arguments[0], reader.operand(call.arguments[0])
+    if call.function == "select":
+        index = _index({int(call.arguments[1]): call.arguments[2]}, value.shape)
+    elif call.function == "narrow":
+        _, dim, start, length = call.arguments
+        index = _index({int(dim): slice(start, start + length)}, value.shape)
+    else:
+        index = _index(call.arguments[1], value.shape)
+    if any(isinstance(item, (Value, torch.Tensor, list)) for item in index):
+        raise reader.refuse(call, "takes values by a list or a mask", "take slices")
+    if isinstance(x, Stack):
+        axis = x.axis
+        along = index[axis] if len(index) > axis else slice(None)
+        rest = [item for item in index if item is not None]
+        others = [item for position, item in enumerate(rest) if position != axis and item != slice(None)]
+        if None not in index and not others:
+            if isinstance(along, slice):
+                entries = x.entries[along]
+                return x if entries == x.entries else Stack(entries, axis)
+            return x.entries[int(along)]  # type: ignore[return-value]  # a constant entry stays a constant
+        if along == slice(None) and axis < 2 and index[1 - axis] == slice(None):
+            return _taken(reader, call, x, index[2:], 2)
+        raise reader.refuse(call, "takes steps and features at once", "take the step first, then its features")
+    if isinstance(x, Read):
+        return _after_reading(reader, call, x)
+    if not index or index[0] != slice(None):
+        raise reader.refuse(call, "takes samples out of the batch", BATCH_FIRST)
+    return _taken(reader, call, x, index[1:], 1)
+
+
+def _taken(reader: Interpreter, call: Call, x: Meaning | Value, index: Sequence[Any], before: int) -> Meaning:
+    """Take slices of the features one axis after another, then give them the result's shape."""
+    shape = list(call.arguments[0].shape)
+    part, axis = 0, 0
+    for item in index:
+        if item is None:
+            continue
+        size = shape[before + axis]
+        span = slice(item, item + 1 or None) if isinstance(item, int) else item
+        start, stop, step = span.indices(size)
+        if step != 1:
+            raise reader.refuse(call, f"takes every {step}th value", "take contiguous slices")
+        if (start, stop) != (0, size):
+            shape[before + axis] = stop - start
+            settings = (axis, start, stop)
+            x = reader.lifted(
+                call, [x], lambda _, settings=settings: Operation("take", settings), part=part, shape=shape
+            )
+            part += 1
+        axis += 1
+    result = tuple(call.result.shape)
+    if tuple(shape) != result:
+        x = reader.lifted(call, [x], lambda _: Operation("reshape", result[before:]), part=part)
+    assert not isinstance(x, Value)
+    return x
+
+
+@handles("unbind", "chunk", "split", "split_with_sizes", "tensor_split", "vsplit", "hsplit")
+def _parts(reader: Interpreter, call: Call) -> list[Any]:
+    x = reader.operand(call.arguments[0])
+    value = call.arguments[0]
+    named = dict(call.options)
+    dim = named.get("dim", call.arguments[-1] if call.function == "unbind" and len(call.arguments) > 1 else None)
+    if dim is None:
+        dim = call.arguments[2] if len(call.arguments) > 2 and call.function != "unbind" else 0
+    dim = int(dim) % len(value.shape)
+    results = list(call.result)
+    if isinstance(x, Stack) and dim == x.axis:
+        if call.function == "unbind":
+            return list(x.entries)
+        raise reader.refuse(call, "cuts a sequence into pieces", "loop over the steps")
+    before = 2 if isinstance(x, Stack) else 1
+    if dim < before or not isinstance(x, (Stack, Instance)):
+        raise reader.refuse(call, "takes samples out of the batch", BATCH_FIRST)
+    found, start = [], 0
+    for part, item in enumerate(results):
+        stop = start + (1 if call.function == "unbind" else item.shape[dim])
+        settings = (dim - before, start, stop)
+        shape = [*value.shape[:dim], stop - start, *value.shape[dim + 1 :]]
+        taken = reader.lifted(
+            call, [x], lambda _, settings=settings: Operation("take", settings), part=2 * part, shape=shape
+        )
+        if tuple(shape) != tuple(item.shape):
+            after = tuple(item.shape)
+            taken = reader.lifted(
+                call, [taken], lambda _, after=after: Operation("reshape", after[before:]), part=2 * part + 1, shape=after
+            )
+        found.append(taken)
+        start = stop
+    return found
+
+
+@handles("__setitem__", "setitem")
+def _setitem(reader: Interpreter, call: Call) -> Meaning:
+    target, key, value = call.arguments
+    index = _index(key, target.shape)
+    axes = [axis for axis, item in enumerate(index) if isinstance(item, int)]
+    rest = [item for item in index if not isinstance(item, int)]
+    if len(axes) != 1 or any(item != slice(None) for item in rest) or axes[0] > 1:
+        raise reader.refuse(call, "writes into part of a step", "write whole steps: out[t] = z, or stack a list")
+    axis, at = axes[0], index[axes[0]] % target.shape[axes[0]]
+    present = reader.operand(target)
+    if isinstance(present, Value):
+        present = Stack(tuple(Value(item) for item in present.tensor.detach().clone().unbind(axis)), axis)
+    meaning = reader.operand(value)
+    if not isinstance(present, Stack) or present.axis != axis or not isinstance(meaning, (Instance, Value)):
+        raise reader.refuse(call, "writes into a value that is no sequence", "collect the steps in a list and stack it")
+    entries = list(present.entries)
+    entries[at] = meaning
+    return Stack(tuple(entries), axis)
+
+
+# Readouts over time
+
+
+@handles("sum", "mean", "max", "amax")
+def _over_time(reader: Interpreter, call: Call) -> Any:
+    found = arguments(call, "input", "dim", "keepdim", dim=None, keepdim=False)
+    x, dim = reader.operand(found["input"]), found["dim"]
+    how = call.function.replace("amax", "max")
+    dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
+    if isinstance(x, Stack) and len(dims) == 1 and dims[0] % len(found["input"].shape) == x.axis:
+        if x.over_time and not found["keepdim"]:
+            return Read(how, x, (call,))
+        if how == "sum" and not found["keepdim"]:  # branches stacked and added
+            return reader.lifted(call, list(x.entries), lambda _: Operation("add"))
+    raise reader.refuse(call, f"over axes {dims or 'all'}", "sum, mean and max are captured over time, as the readout")
+
+
+@handles("softmax", "log_softmax")
+def _after(reader: Interpreter, call: Call) -> Meaning:
+    x = reader.operand(call.arguments[0])
+    if isinstance(x, Instance):
+        x = Read("last", Stack((x,), 0))
+    if not isinstance(x, Read):
+        raise reader.refuse(call, "is applied to every step", "read the output over time first (sum, mean, max or last)")
+    return _after_reading(reader, call, x)
+
+
+def _after_reading(reader: Interpreter, call: Call, read: Read) -> Read:
+    return Read(read.how, read.stack, (*read.calls, call))
+
+
+# Helpers
+
+
+def _one_step(reader: Interpreter, call: Call, value: Any) -> Meaning | Value:
+    """Return an operand that must be the values of one step."""
+    meaning = reader.operand(value)
+    if isinstance(meaning, Stack):
+        raise reader.refuse(
+            call, f"receives a sequence of shape {value.shape}", "loop over time, or wrap the module in norse.torch.Lift"
+        )
+    return meaning
+
+
+def _constants(reader: Interpreter, call: Call, *values: Any) -> tuple[Value | None, ...]:
+    for value in values:
+        if isinstance(value, Value) and not isinstance(reader.of(value), Value):
+            raise reader.refuse(call, "has a weight that depends on the input", "use fixed weights")
+        if isinstance(value, Value) and not value.name and value.call is not None:
+            raise UnsupportedModuleError(
+                f"{call.line}: {call.function} uses a weight that is computed in each step ({value.call.function} at "
+                f"{value.call.line}); make it a parameter, computed once before capturing"
+            )
+    return tuple(values)
+
+
+def _index(key: Any, shape: Sequence[int]) -> list[Any]:
+    """Return an index with one entry per axis (and None for new ones)."""
+    if isinstance(key, Mapping):
+        return [key.get(axis, key.get(axis - len(shape), slice(None))) for axis in range(len(shape))]
+    items = list(key) if isinstance(key, tuple) else [key]
+    given = sum(item is not None and item is not Ellipsis for item in items)
+    filled: list[Any] = []
+    for item in items:
+        if item is Ellipsis:
+            filled += [slice(None)] * (len(shape) - given)
+        elif isinstance(item, slice) and item.step in (None, 1) and item.start in (None, 0):
+            axis = sum(entry is not None for entry in filled)
+            whole = item.stop is None or (isinstance(item.stop, int) and item.stop >= shape[axis])
+            filled.append(slice(None) if whole else item)
+        else:
+            filled.append(item)
+    return filled + [slice(None)] * (len(shape) - sum(entry is not None for entry in filled))
+
+
+def _tuple(value: Any, axes: int) -> tuple[int, ...]:
+    found = (value,) * axes if isinstance(value, int) else tuple(int(item) for item in value)
+    return found * axes if len(found) == 1 else found

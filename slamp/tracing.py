@@ -1,0 +1,290 @@
+"""What a module does when it is run: its calls of neurons and of torch functions, and how tensors flow between them.
+
+Tensors are told apart by identity. What the calls mean, and which of them belong to one time step, is read elsewhere
+(`slamp.steps`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import norse
+import torch
+from torch.overrides import TorchFunctionMode
+
+from slamp.errors import UnsupportedModuleError
+
+Leaf = Callable[[torch.nn.Module], bool]
+LIBRARIES = tuple(str(Path(str(module.__file__)).parent) for module in (torch, norse)) + (str(Path(__file__).parent),)
+# Drawn numbers differ from run to run, so nothing can be proven of them.
+RANDOM = frozenset(
+    "rand randn randint randperm rand_like randn_like randint_like normal bernoulli poisson multinomial binomial "
+    "normal_ uniform_ bernoulli_ random_ exponential_ geometric_ cauchy_ log_normal_ rrelu gumbel_softmax".split()
+)
+# A number read into Python may decide what is computed, which a graph cannot follow.
+READS = frozenset(
+    "item tolist numpy __bool__ __int__ __float__ __index__ __complex__ __array__ __contains__ is_nonzero equal "
+    "allclose".split()
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A place in the user's code, or in a module of torch or Norse that the user's code built (``file`` is empty)."""
+
+    file: str
+    number: int
+    path: str
+
+    def __str__(self) -> str:
+        """Return "FILE:LINE", or the module's path where no code of the user is involved."""
+        return f"{self.file}:{self.number}" if self.file else self.path
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a function or of a leaf module.
+
+    Attributes:
+        function: Name of the torch function, or "" for a leaf module.
+        module: The leaf module, or None.
+        path: Path of the leaf module, or of the module that called the function.
+        arguments: Positional arguments; tensors are replaced by `Value`.
+        options: Keyword arguments, likewise.
+        result: What it returned, likewise.
+        line: Where the user's code made the call.
+        place: The chain of callers; two calls with equal places are one piece of code run twice.
+    """
+
+    function: str
+    module: torch.nn.Module | None
+    path: str
+    arguments: tuple[Any, ...] = field(repr=False)
+    options: Mapping[str, Any] = field(repr=False)
+    result: Any = field(repr=False)
+    line: Line
+    place: tuple[Any, ...] = field(repr=False)
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor at one moment. ``call`` made it (None: an input or a constant); ``name`` is that of a parameter.
+
+    ``known`` is False for what depends on the inputs.
+    """
+
+    tensor: torch.Tensor = field(repr=False)
+    call: Call | None = field(default=None, repr=False)
+    name: str = ""
+    known: bool = True
+    input: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor, batch axis included."""
+        return tuple(self.tensor.shape)
+
+
+@dataclass(eq=False)
+class Trace:
+    """A run: calls in order, and the results of the module calls that the driver made."""
+
+    calls: list[Call] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
+    inputs: list[Value] = field(default_factory=list)
+
+
+class Tracer(TorchFunctionMode):  # type: ignore[misc]  # torch has no types for it
+    """Records what runs while it is active."""
+
+    def __init__(self, net: torch.nn.Module, leaf: Leaf) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self._leaf = leaf
+        self._paths = {module: name or "(net)" for name, module in net.named_modules()}
+        named = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+        self._values: dict[int, Value] = {}
+        for name, tensor in reversed(named):  # the first name of a shared parameter stays
+            self._values[id(tensor)] = Value(tensor, name=name)
+        self._stack: list[str] = []
+        self._quiet = 0
+        self._base: FrameType | None = None
+
+    def input(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Declare a tensor as an input; return it."""
+        value = Value(tensor, known=False, input=len(self.trace.inputs))
+        self.trace.inputs.append(value)
+        self._values[id(tensor)] = value
+        return tensor
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        """Return the present value of a tensor."""
+        found = self._values.get(id(tensor))
+        if found is None or found.tensor is not tensor:
+            found = self._values[id(tensor)] = Value(tensor)
+        return found
+
+    def run(self, net: torch.nn.Module, *arguments: Any) -> Any:
+        """Call the network and keep what it returns."""
+        self._base = sys._getframe()
+        with self, _module_calls(self._call_module):
+            result = net(*arguments)
+        self.trace.results.append(self._valued(result))
+        return result
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run a torch function and record it if tensors are among its arguments and results."""
+        kwargs = kwargs or {}
+        if self._quiet:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", str(func))
+        if name == "__get__" or name in PASSED:
+            return func(*args, **kwargs)
+        if name in RANDOM and kwargs.get("training", True):
+            raise self._refuse(f"{name} draws random numbers", "leave noise out of the forward pass in evaluation")
+        tensors = [value for value in _tensors((args, kwargs)) if not self.value(value).known]
+        if tensors and name in READS:
+            raise self._refuse(
+                f"{name} reads a number that depends on the input into Python",
+                "what a step computes must not depend on it; use tensor operations, or read it outside of the module",
+            )
+        arguments, options = self._valued(tuple(args)), self._valued(dict(kwargs))
+        before = torch.get_rng_state()
+        result = func(*args, **kwargs)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise self._refuse(f"{name} draws random numbers", "leave noise out of the forward pass in evaluation")
+        if any(True for _ in _tensors((args, kwargs))):
+            self._record(name, None, arguments, options, result, known=not tensors)
+        return result
+
+    def _call_module(self, call: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        if self._quiet or (path := self._paths.get(module)) is None:
+            return call(module, *args, **kwargs)
+        self._stack.append(path)
+        try:
+            if not self._leaf(module):
+                return call(module, *args, **kwargs)
+            arguments, options = self._valued(args), self._valued(kwargs)
+            known = all(self.value(tensor).known for tensor in _tensors((args, kwargs)))
+            self._quiet += 1
+            try:
+                result = call(module, *args, **kwargs)
+            finally:
+                self._quiet -= 1
+            self._record("", module, arguments, options, result, known=known)
+            return result
+        finally:
+            self._stack.pop()
+
+    def _record(
+        self, name: str, module: torch.nn.Module | None, arguments: Any, options: Any, result: Any, *, known: bool
+    ) -> None:
+        frames = self._frames()
+        call = Call(
+            function=name,
+            module=module,
+            path=self._stack[-1] if self._stack else "(net)",
+            arguments=arguments,
+            options=options,
+            result=None,
+            line=self._line(frames),
+            place=(self._stack[-1] if self._stack else "", *((id(f.f_code), f.f_lasti) for f in frames)),
+        )
+        changed = _changed_in_place(name, arguments, options)
+        for tensor in [*_tensors(result), *([changed.tensor] if changed is not None else [])]:
+            old = self._values.get(id(tensor))
+            passed = old is not None and old.tensor is tensor and changed is None and module is None
+            if not passed:
+                self._values[id(tensor)] = Value(tensor, call, known=known and (changed is None or changed.known))
+        call.result = self._valued(changed.tensor if result is None and changed is not None else result)
+        self.trace.calls.append(call)
+
+    def _valued(self, tree: Any) -> Any:
+        return _mapped(tree, self.value)
+
+    def _frames(self) -> list[FrameType]:
+        frames: list[FrameType] = []
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame is not self._base:
+            frames.append(frame)
+            frame = frame.f_back
+        return frames
+
+    def _line(self, frames: Sequence[FrameType]) -> Line:
+        path = self._stack[-1] if self._stack else "(net)"
+        for frame in frames:
+            if not frame.f_code.co_filename.startswith(LIBRARIES):
+                return Line(frame.f_code.co_filename, frame.f_lineno, path)
+        return Line("", 0, path)
+
+    def _refuse(self, found: str, advice: str) -> UnsupportedModuleError:
+        return UnsupportedModuleError(f"{self._line(self._frames())}: {found}; {advice}")
+
+
+# What says something about a tensor but not its numbers, and what torch calls on the way.
+PASSED = frozenset(
+    "size dim ndimension numel nelement is_floating_point is_complex is_contiguous stride storage_offset __len__ "
+    "get_device element_size type __hash__ __repr__ __format__ data_ptr requires_grad_ register_hook retain_grad "
+    "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty backward is_same_size "
+    "__set__ __delete__ __deepcopy__ _is_view has_names".split()
+)
+
+
+def _changed_in_place(name: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> Value | None:
+    """Return the value whose tensor a function writes to, or None."""
+    if isinstance(out := options.get("out"), Value):
+        return out
+    inplace = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    inplace = inplace or (name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__"))
+    inplace = inplace or bool(options.get("inplace"))
+    first = arguments[0] if arguments else None
+    return first if inplace and isinstance(first, Value) else None
+
+
+@contextmanager
+def _module_calls(wrapper: Callable[..., Any]) -> Iterator[None]:
+    original = torch.nn.Module.__call__
+
+    def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, module, args, kwargs)
+
+    torch.nn.Module.__call__ = call  # type: ignore[method-assign]  # as torch.fx does
+    try:
+        yield
+    finally:
+        torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def _mapped(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """Replace the tensors in nested tuples, named tuples, lists and dictionaries."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_mapped(item, function) for item in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_mapped(item, function) for item in tree) if type(tree) in (tuple, list) else tuple(
+            _mapped(item, function) for item in tree
+        )
+    if isinstance(tree, dict):
+        return {key: _mapped(item, function) for key, item in tree.items()}
+    return tree
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested tuples, lists and dictionaries."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _tensors(item)

@@ -62,6 +62,20 @@ def recover(
     if per not in ("layer", "neuron"):
         raise MaskError(f"recover: per is {per!r}; allowed are 'layer' and 'neuron'")
     graph, _ = read_graph(net, raster.features, raster.dt)
+    return recover_graph(net, graph, masks, raster, per=per, targets=targets, progress=progress)
+
+
+def recover_graph(
+    net: torch.nn.Module,
+    graph: SpikingGraph,
+    masks: Masks,
+    raster: SpikeRaster,
+    *,
+    per: Literal["layer", "neuron"] = "layer",
+    targets: Activity | None = None,
+    progress: bool = False,
+) -> torch.nn.Module:
+    """Do what `recover` does for a network whose graph, before masking, is known."""
     raster = raster.samples(0, _affordable(graph, raster))
     dense = targets or calibrate(graph, raster)
     if missing := [name for name in graph.spiking if name not in dense.neurons]:

@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +17,7 @@ FONT, SIZE, ADVANCE = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monosp
 LINE, HEIGHT, SIDE, CORNER, LEAST_WIDTH = 17.0, 66.0, 18.0, 14.0, 96.0
 MARGIN, LEAST_GAP, MOST_GAP, PORT = 24.0, 42.0, 120.0, 26.0
 LONGEST_NAME = 40
+MOST_NODES = 300  # beyond, a page does not show the picture
 INK, LATER = "#1f2730", "#8a2f6b"
 # Shapes tell the kinds apart without color: fill, outline, and whether the outline is dashed.
 STYLES: dict[Kind, tuple[str, str, bool]] = {
@@ -66,7 +67,8 @@ def graph_svg(found: Overview, *, title: str = "Spiking network") -> str:
         lane_widths=[_text_width(arrow.label) for arrow in arrows],
     )
     ports = _ports(arrows, places, widths)
-    tops = _tops(arrows, places, ports)
+    depth = {name: number for number, layer in enumerate(places.layers) for name in layer}
+    tops = _tops(arrows, places, ports, depth)
     key_left = MARGIN + places.width + 90
     root = ElementTree.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img"})
     ElementTree.SubElement(root, "title").text = _printable(title)
@@ -79,14 +81,14 @@ def graph_svg(found: Overview, *, title: str = "Spiking network") -> str:
     canvas = ElementTree.SubElement(root, "g", text)
     labels = ElementTree.Element("g")
     for arrow, lanes, port in zip(arrows, places.lanes, ports, strict=True):
-        _draw_arrow(canvas, labels, arrow, _stops(arrow, lanes, port, places, tops))
+        _draw_arrow(canvas, labels, arrow, _stops(arrow, lanes, port, tops[depth[arrow.ends[0]] :]))
     for edge in found.edges:
         if edge.source == edge.target:
             right = MARGIN + places.centers[edge.source] + widths[edge.source] / 2
-            _draw_loop(canvas, edge, right, tops[_depth(places)[edge.source]])
-    for depth, layer in enumerate(places.layers):
-        for name in layer:
-            _draw_box(canvas, rows[name], MARGIN + places.centers[name] - widths[name] / 2, tops[depth], widths[name])
+            _draw_loop(canvas, edge, right, tops[depth[edge.source]])
+    for name, number in depth.items():
+        left = MARGIN + places.centers[name] - widths[name] / 2
+        _draw_box(canvas, rows[name], left, tops[number], widths[name])
     canvas.append(labels)
     key_width, key_height = _draw_key(canvas, found, key_left)
     width = key_left + key_width + MARGIN
@@ -140,13 +142,10 @@ def _ports(arrows: Sequence[_Arrow], places: Layout, widths: dict[str, float]) -
     return [(upper, lower) for upper, lower in found]
 
 
-def _depth(places: Layout) -> dict[str, int]:
-    return {name: depth for depth, layer in enumerate(places.layers) for name in layer}
-
-
-def _tops(arrows: Sequence[_Arrow], places: Layout, ports: Sequence[tuple[float, float]]) -> list[float]:
+def _tops(
+    arrows: Sequence[_Arrow], places: Layout, ports: Sequence[tuple[float, float]], depth: Mapping[str, int]
+) -> list[float]:
     """Top of every layer; the more sideways the arrows between two layers go, the farther these are apart."""
-    depth = _depth(places)
     sideways = [0.0] * len(places.layers)
     for arrow, lanes, (start, end) in zip(arrows, places.lanes, ports, strict=True):
         way = [start, *(MARGIN + lane for lane in lanes), end]
@@ -161,15 +160,11 @@ def _tops(arrows: Sequence[_Arrow], places: Layout, ports: Sequence[tuple[float,
 Stops = list[tuple[float, float, float]]
 
 
-def _stops(
-    arrow: _Arrow, lanes: Sequence[float], port: tuple[float, float], places: Layout, tops: Sequence[float]
-) -> Stops:
-    """(x, first y, last y) of every layer an arrow touches, from its source to its target."""
-    first = _depth(places)[arrow.ends[0]]
-    stops = [(port[0], tops[first] + HEIGHT, tops[first] + HEIGHT)]
-    stops += [(MARGIN + lane, tops[first + k], tops[first + k] + HEIGHT) for k, lane in enumerate(lanes, start=1)]
-    last = tops[first + len(lanes) + 1]
-    stops.append((port[1], last, last))
+def _stops(arrow: _Arrow, lanes: Sequence[float], port: tuple[float, float], tops: Sequence[float]) -> Stops:
+    """(x, first y, last y) of every layer an arrow touches, from source to target; ``tops`` begin at the upper box."""
+    stops = [(port[0], tops[0] + HEIGHT, tops[0] + HEIGHT)]
+    stops += [(MARGIN + lane, top, top + HEIGHT) for lane, top in zip(lanes, tops[1:], strict=False)]
+    stops.append((port[1], tops[len(lanes) + 1], tops[len(lanes) + 1]))
     return [(x, below, above) for x, above, below in reversed(stops)] if arrow.upward else stops
 
 

@@ -17,7 +17,7 @@ FONT, SIZE, ADVANCE = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monosp
 LINE, HEIGHT, SIDE, CORNER, LEAST_WIDTH = 17.0, 66.0, 18.0, 14.0, 96.0
 MARGIN, LEAST_GAP, MOST_GAP, PORT = 24.0, 42.0, 120.0, 26.0
 LONGEST_NAME = 40
-MOST_NODES = 300  # beyond, a page does not show the picture
+MOST_NODES, MOST_EDGES = 300, 600  # of a picture that anybody can follow
 INK, LATER = "#1f2730", "#8a2f6b"
 # Shapes tell the kinds apart without color: fill, outline, and whether the outline is dashed.
 STYLES: dict[Kind, tuple[str, str, bool]] = {
@@ -183,12 +183,8 @@ def _draw_arrow(canvas: ElementTree.Element, labels: ElementTree.Element, arrow:
     if not arrow.label:
         return
     width = _text_width(arrow.label)
-    if len(stops) > 2:
-        x, start, end = stops[len(stops) // 2]
-        left, y = x - width / 2, (start + end) / 2
-    else:
-        (x, _, start), (other, end, _) = stops
-        left, y = max(x, other) + 8, (start + end) / 2
+    x, start, end = stops[len(stops) // 2]
+    left, y = x - width / 2, (start + end) / 2
     box = {"x": _number(left - 2), "y": _number(y - 9), "width": _number(width + 4), "height": "18", "fill": "#ffffff"}
     ElementTree.SubElement(labels, "rect", box)
     place = {"x": _number(left), "y": _number(y + 4), "fill": LATER, "class": "label"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 Edge = tuple[str, str]
-SWEEPS = 12
+SWEEPS, MANY = 12, 4_000  # how often layers are gone through; less often where there are more places than that
 ACROSS, LANE = 28.0, 22.0  # between boxes; between an edge and what is beside it
 LIGHT = 0.1  # how much a box without neighbors on the side looked at wants to stay
 STRAIGHT = 8.0  # how much more an edge over several layers wants to be straight inside than at its ends
@@ -43,9 +43,11 @@ def layout(widths: Mapping[str, float], edges: Sequence[Edge], *, root: str, lan
         widths: Width of the box of every node; their order decides between equals.
         edges: Downward edges (source, target), without cycles; two may join the same boxes.
         root: The node the flow begins at; what does not follow from it hangs right above what it leads to.
-        lane_widths: For every edge the room its label needs in the layers between, or 0.
+        lane_widths: For every edge the room its label needs, or 0; with a label it passes at least one layer between.
     """
-    depth = _depths(list(widths), edges, root)
+    depth = _depths(
+        list(widths), [(*edge, 2 if room else 1) for edge, room in zip(edges, lane_widths, strict=True)], root
+    )
     places = {name: (width, ACROSS) for name, width in widths.items()}
     layers: list[list[str]] = [[] for _ in range(1 + max(depth.values()))]
     for name in widths:
@@ -66,8 +68,9 @@ def layout(widths: Mapping[str, float], edges: Sequence[Edge], *, root: str, lan
     for above, below, weight in links:
         neighbors[above][1].append((below, weight))
         neighbors[below][0].append((above, weight))
-    _order(layers, neighbors)
-    centers = _positions(layers, places, neighbors)
+    sweeps = max(2, min(SWEEPS, SWEEPS * MANY // len(places)))
+    _order(layers, neighbors, sweeps)
+    centers = _positions(layers, places, neighbors, sweeps)
     left = min(centers[name] - places[name][0] / 2 for name in places)
     right = max(centers[name] + places[name][0] / 2 for name in places)
     return Layout(
@@ -81,36 +84,39 @@ def layout(widths: Mapping[str, float], edges: Sequence[Edge], *, root: str, lan
 Neighbors = Mapping[str, tuple[list[tuple[str, float]], list[tuple[str, float]]]]
 
 
-def _depths(names: Sequence[str], edges: Sequence[Edge], root: str) -> dict[str, int]:
-    """Layer of every node: one below its lowest source; what does not follow from ``root`` right above its targets."""
-    sources: dict[str, list[str]] = {name: [] for name in names}
-    targets: dict[str, list[str]] = {name: [] for name in names}
-    for source, target in edges:
-        sources[target].append(source)
-        targets[source].append(target)
+def _depths(names: Sequence[str], edges: Sequence[tuple[str, str, int]], root: str) -> dict[str, int]:
+    """Layer of every node: as high as it may be; what does not follow from ``root``, as low as it may be.
+
+    ``edges`` are (source, target, how many layers lower the target is at least).
+    """
+    sources: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
+    targets: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
+    for source, target, span in edges:
+        sources[target].append((source, span))
+        targets[source].append((target, span))
     waiting = {name: len(sources[name]) for name in names}
     order = [name for name in names if not waiting[name]]
     for name in order:  # grows while it is walked
-        for target in targets[name]:
+        for target, _ in targets[name]:
             waiting[target] -= 1
             if not waiting[target]:
                 order.append(target)
     depth: dict[str, int] = {}
     follows = {root}
     for name in order:
-        depth[name] = 1 + max((depth[source] for source in sources[name]), default=-1)
-        if not follows.isdisjoint(sources[name]):
+        depth[name] = max((depth[source] + span for source, span in sources[name]), default=0)
+        if any(source in follows for source, _ in sources[name]):
             follows.add(name)
     for name in reversed(order):
         if name not in follows and targets[name]:
-            depth[name] = min(depth[target] for target in targets[name]) - 1
+            depth[name] = min(depth[target] - span for target, span in targets[name])
     return depth
 
 
-def _order(layers: list[list[str]], neighbors: Neighbors) -> None:
+def _order(layers: list[list[str]], neighbors: Neighbors, sweeps: int) -> None:
     """Sort the layers, in place, so that few edges cross."""
     best, fewest = [list(layer) for layer in layers], _crossings(layers, neighbors)
-    for sweep in range(SWEEPS):
+    for sweep in range(sweeps):
         if not fewest:
             break
         side = sweep % 2
@@ -146,6 +152,7 @@ def _positions(
     layers: Sequence[Sequence[str]],
     places: Mapping[str, tuple[float, float]],
     neighbors: Neighbors,
+    sweeps: int,
 ) -> dict[str, float]:
     """Horizontal centers: each wants to be at the mean of its neighbors, and the order and the gaps hold."""
     centers: dict[str, float] = {}
@@ -162,11 +169,11 @@ def _positions(
             at += step
             centers[name] = at - middle
     runs = _runs(layers, neighbors)
-    for sweep in range(3 * SWEEPS):
+    for sweep in range(3 * sweeps):
         down = sweep % 2 == 0
-        sides = (0, 1) if sweep >= 2 * SWEEPS else (0,) if down else (1,)
+        sides = (0, 1) if sweep >= 2 * sweeps else (0,) if down else (1,)
         common: dict[str, tuple[float, float]] = {}
-        for run in runs if sweep >= 2 * SWEEPS else ():
+        for run in runs if sweep >= 2 * sweeps else ():
             mean = sum(centers[name] for name in run) / len(run)
             common |= dict.fromkeys(run, (mean, STRAIGHT * len(run)))
         for index in range(len(layers)) if down else range(len(layers) - 1, -1, -1):

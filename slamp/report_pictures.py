@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from slamp.graph_picture import MOST_NODES, graph_svg
+from slamp.graph_picture import MOST_EDGES, MOST_NODES, graph_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,8 +123,9 @@ def spike_picture(picture: RasterPicture) -> str:
 
 
 def graph_picture(graph: Overview) -> str:
-    """Draw the network; nothing where it has more nodes than anybody can follow."""
-    return _svg_url(graph_svg(graph).encode()) if len(graph.nodes) <= MOST_NODES else ""
+    """Draw the network; nothing where it is larger than anybody can follow."""
+    small = len(graph.nodes) <= MOST_NODES and len(graph.edges) <= MOST_EDGES
+    return _svg_url(graph_svg(graph).encode()) if small else ""
 
 
 def _spread(values: Sequence[float]) -> list[float]:

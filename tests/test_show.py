@@ -507,6 +507,8 @@ def test_report_says_that_a_network_is_too_large_to_draw() -> None:
     large = page(MOST_NODES + 1)
     assert "301 nodes and 300 edges, too many to draw here" in large
     assert "<img" not in large
+    tangled = render_html(Report("x", graph=overview(dense(36))))
+    assert "74 nodes and 703 edges, too many to draw here" in tangled
 
 
 def test_spread_keeps_gaps_and_moves_as_little_as_possible() -> None:

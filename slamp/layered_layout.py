@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 Edge = tuple[str, str]
+Neighbors = Mapping[str, tuple[list[tuple[str, float]], list[tuple[str, float]]]]  # above, below; with weights
+BETWEEN = "/"  # begins the name of a place of an edge; no node has a slash in its name
 SWEEPS, MANY = 12, 4_000  # how often layers are gone through; less often where there are more places than that
 ACROSS, LANE = 28.0, 22.0  # between boxes; between an edge and what is beside it
 LIGHT = 0.1  # how much a box without neighbors on the side looked at wants to stay
@@ -52,22 +54,19 @@ def layout(widths: Mapping[str, float], edges: Sequence[Edge], *, root: str, lan
     layers: list[list[str]] = [[] for _ in range(1 + max(depth.values()))]
     for name in widths:
         layers[depth[name]].append(name)
-    links: list[tuple[str, str, float]] = []
     chains: list[list[str]] = []
     for index, (source, target) in enumerate(edges):
         between = range(depth[source] + 1, depth[target])
-        chain = [f"/{index}/{layer}" for layer in between]  # no node name has a slash
-        for place, layer in zip(chain, between, strict=True):
+        chains.append([f"{BETWEEN}{index}/{layer}" for layer in between])
+        for place, layer in zip(chains[-1], between, strict=True):
             places[place] = (lane_widths[index], LANE)
             layers[layer].append(place)
-        ends = [source, *chain, target]
-        for above, below in pairwise(ends):
-            links.append((above, below, STRAIGHT if above in chain and below in chain else 1.0))
-        chains.append(chain)
-    neighbors: dict[str, tuple[list[tuple[str, float]], list[tuple[str, float]]]] = {name: ([], []) for name in places}
-    for above, below, weight in links:
-        neighbors[above][1].append((below, weight))
-        neighbors[below][0].append((above, weight))
+    neighbors: Neighbors = {name: ([], []) for name in places}
+    for (source, target), chain in zip(edges, chains, strict=True):
+        for above, below in pairwise([source, *chain, target]):
+            weight = STRAIGHT if above[:1] == below[:1] == BETWEEN else 1.0
+            neighbors[above][1].append((below, weight))
+            neighbors[below][0].append((above, weight))
     sweeps = max(2, min(SWEEPS, SWEEPS * MANY // len(places)))
     _order(layers, neighbors, sweeps)
     centers = _positions(layers, places, neighbors, sweeps)
@@ -79,9 +78,6 @@ def layout(widths: Mapping[str, float], edges: Sequence[Edge], *, root: str, lan
         tuple(tuple(centers[place] - left for place in chain) for chain in chains),
         right - left,
     )
-
-
-Neighbors = Mapping[str, tuple[list[tuple[str, float]], list[tuple[str, float]]]]
 
 
 def _depths(names: Sequence[str], edges: Sequence[tuple[str, str, int]], root: str) -> dict[str, int]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 Edge = tuple[str, str]
 Neighbors = Mapping[str, tuple[list[tuple[str, float]], list[tuple[str, float]]]]  # above, below; with weights
 BETWEEN = "/"  # begins the name of a place of an edge; no node has a slash in its name
-SWEEPS, MANY = 12, 4_000  # how often layers are gone through; less often where there are more places than that
+SWEEPS, MANY = 12, 1_500  # how often layers are gone through; less often where there are more places than that
 ACROSS, LANE = 28.0, 22.0  # between boxes; between an edge and what is beside it
 LIGHT = 0.1  # how much a box without neighbors on the side looked at wants to stay
 STRAIGHT = 8.0  # how much more an edge over several layers wants to be straight inside than at its ends
@@ -203,7 +203,7 @@ def spread(wanted: Sequence[float], weights: Sequence[float], gaps: Sequence[flo
 
     Without the gaps this is isotonic regression, solved by pooling adjacent violators.
     """
-    offsets = [sum(gaps[: k + 1]) for k in range(len(gaps))]
+    offsets = list(accumulate(gaps))
     blocks: list[tuple[float, float, int]] = []  # mean, weight, count
     for goal, weight, offset in zip(wanted, weights, offsets, strict=True):
         mean, mass, count = goal - offset, weight, 1

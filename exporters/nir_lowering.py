@@ -3,7 +3,8 @@
 NIR has time constants where the graph has shares lost per step. With forward Euler and the graph's dt:
 ``tau = dt / decay``, LIF and CubaLIF ``r = 1``, IF ``r = 1 / dt``, and ``w_in = tau_syn / dt`` because a spike raises
 the current by the whole weight. About one decay in six is the dt / tau of no float32 tau and comes back one rounding
-off (dt / tau in float64, then rounded). What NIR has no field for (dt, scheme, reset, order, start, the float32 decays,
+off (dt / tau in float64, then rounded). A `Delay` of k steps waits ``k * dt``; recurrence is an explicit Delay on every
+cycle, and no other edge is late. What NIR has no field for (dt, scheme, reset, order, start, the float32 decays,
 the graph without its arrays) stands in the metadata, and the file means the same to readers that ignore it.
 """
 
@@ -54,6 +55,15 @@ ORDER = {
     LI: "v += dt/tau * ((v_leak - v) + r*I)",
     CubaLI: "I += dt/tau_syn * (-I + w_in*S); v += dt/tau_mem * ((v_leak - v) + r*I), new I",
 }
+RECURRENCE = (
+    "every cycle passes an explicit Delay of at least dt; what enters a Delay of k*dt leaves it k steps later, zeros "
+    "before; no other edge is late"
+)
+SUMS = (
+    "several edges into a node are added in the order of the edges: into I of CubaLIF and CubaLI one by one, "
+    "elsewhere to one another first"
+)
+MAX_DELAY_STEPS = 100_000
 IN_METADATA = ("decay_mem", "decay_syn", "shift")  # arrays of a node that NIR has no field for
 
 
@@ -76,8 +86,6 @@ def lower(graph: SpikingGraph, strict: bool = True) -> nir.NIRGraph:
             "graph: is in fixed point, and NIR means real numbers; export the float graph it was made from"
         )
     for name, node in graph.nodes.items():
-        if isinstance(node, Delay):
-            raise UnsupportedNodeError(f"{name}: is a Delay, which is not written to NIR yet; export a graph without")
         _check(name, node, graph, strict)
     nodes = {}
     for name in graph.nodes:
@@ -106,9 +114,12 @@ def lift(network: nir.NIRGraph) -> SpikingGraph:
     for entry in header["nodes"]:
         node = network.nodes[entry["name"]]
         for key in entry["arrays"]:
-            array = node.metadata[key] if key in IN_METADATA else getattr(node, key)
+            if key == "steps":
+                array = _whole_steps(node.delay, float.fromhex(header["dt"]))
+            else:
+                array = node.metadata[key] if key in IN_METADATA else getattr(node, key)
             if key == "scale":
-                array = array[(slice(None), *(0,) * (array.ndim - 1))]
+                array = array.reshape(array.shape[0], -1)[:, 0]
             arrays[f"{entry['name']}/{key}"] = array
     graph = graph_from_parts(header, arrays)
     if graph.hash != network.metadata["graph_hash"]:
@@ -137,6 +148,11 @@ def _check(name: str, node: Node, graph: SpikingGraph, strict: bool) -> None:
         raise UnsupportedNodeError(
             f"{name}: {kind} resets by subtraction, for which NIR has no field; retrain with reset to v_reset, "
             "or export with strict=False, which states it in the metadata alone"
+        )
+    if isinstance(node, Delay) and not bool((_whole_steps(_delay(node, graph.dt), graph.dt) == node.steps).all()):
+        raise UnsupportedNodeError(
+            f"{name}: delays by {node.steps.max():g} steps of {graph.dt:g} s, which a float32 delay in seconds does "
+            f"not tell apart; allowed are 0 to {MAX_DELAY_STEPS} steps; delay by fewer"
         )
     for key, decay in arrays_of(node).items():
         if not key.startswith("decay"):
@@ -172,8 +188,8 @@ def _lower_node(node: Node, shape: Shape, dt: float) -> Any:
         case Scale():
             full = np.broadcast_to(node.scale.reshape(-1, *(1,) * (len(shape) - 1)), shape)
             return nir.Scale(scale=_copy(full))
-        case Delay():  # refused before
-            raise AssertionError("a Delay has no NIR node here")
+        case Delay():
+            return nir.Delay(delay=_delay(node, dt))
         case _:
             return _lower_neuron(node, dt)
 
@@ -200,6 +216,18 @@ def _lower_neuron(node: Neuron, dt: float) -> Any:
         known |= {"tau_mem": tau_mem, "tau_syn": tau_syn, "w_in": _unit_gain(dt / tau_syn.astype(np.float64))}
         return nir.CubaLIF(**known) if isinstance(node, CubaLIF) else nir.CubaLI(**known)
     return nir.LIF(tau=tau_mem, **known) if isinstance(node, LIF) else nir.LI(tau=tau_mem, **known)
+
+
+def _delay(node: Delay, dt: float) -> np.ndarray:
+    """Delays in seconds, float32."""
+    with np.errstate(over="ignore"):
+        return (node.steps.astype(np.float64) * dt).astype(np.float32)
+
+
+def _whole_steps(delay: np.ndarray, dt: float) -> np.ndarray:
+    """Return the steps of delays in seconds, float32; NaN beyond `MAX_DELAY_STEPS`."""
+    steps = np.rint(delay.astype(np.float64) / dt)
+    return np.where(steps <= MAX_DELAY_STEPS, steps, np.nan).astype(np.float32)
 
 
 def _time_constant(decay: np.ndarray, dt: float) -> np.ndarray:
@@ -238,6 +266,13 @@ def _node_metadata(node: Node) -> dict[str, Any]:
     return {**words, **arrays}
 
 
+def wiring_conventions(graph: SpikingGraph) -> dict[str, str]:
+    """What NIR leaves open about late edges and sums, as far as the graph has any."""
+    delayed = any(isinstance(node, Delay) for node in graph.nodes.values())
+    summed = any(len(graph.sources(name)) > 1 for name in graph.nodes)
+    return ({"recurrence": RECURRENCE} if delayed else {}) | ({"sums": SUMS} if summed else {})
+
+
 def _graph_metadata(graph: SpikingGraph) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -250,6 +285,7 @@ def _graph_metadata(graph: SpikingGraph) -> dict[str, Any]:
         "reset": "subtract, in the nodes that say so" if reset_by_subtraction(graph) else "value",
         "graph": json.dumps(graph_header(graph)),
         "graph_hash": graph.hash,
+        **wiring_conventions(graph),
     }
 
 

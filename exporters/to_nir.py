@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from exporters import euler
-from exporters.nir_lowering import differences, lift, lower, reset_by_subtraction
+from exporters.nir_lowering import differences, lift, lower, reset_by_subtraction, wiring_conventions
 from slamp.errors import ArtifactError, RasterError, RunFileError
 from slamp.graph import SpikingGraph
 from slamp.manifest import Artifact, staged_artifact
@@ -47,6 +47,7 @@ UNREADABLE = (
 class NirExporter:
     """Neuromorphic Intermediate Representation: ``network.nir`` says exactly the graph.
 
+    Recurrence passes an explicit ``nir.Delay`` of a step on every cycle, so no reader has to guess which edge is late.
     Any NIR tool reads the file, with one exception: nir 1.0.8 infers the shapes behind a convolution with groups or
     with a kernel that is not square wrongly, and then ``nir.read`` needs ``type_check=False``.
 
@@ -89,6 +90,7 @@ class NirExporter:
             "compression": self.compression,
             "golden": None if self.golden is None else {"steps": self.golden.steps, "batch": self.golden.batch},
             "reset_by_subtraction": reset_by_subtraction(graph),
+            **wiring_conventions(graph),
         }
         golden = None if self.golden is None else _golden(graph, self.golden)
         with staged_artifact(graph, Path(directory), target=self.name, options=options, latency_steps=0) as staged:

@@ -15,7 +15,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from slamp.causality import behind, computed_before
 from slamp.conventions import LATENCIES, Convention, run_convention, said_steps, wrong_conventions
+from slamp.delays import later
 from slamp.dynamics import NeuronDynamics, exact_float32, stateless_function
 from slamp.errors import ArtifactError, GraphError
 from slamp.exporting import Exporter, ReadingExporter
@@ -27,6 +29,7 @@ from slamp.nodes import (
     Affine,
     Conv1d,
     Conv2d,
+    Delay,
     Linear,
     Node,
     Scale,
@@ -38,7 +41,12 @@ from slamp.raster import SpikeRaster
 
 
 def probable_cause(
-    graph: SpikingGraph, layer: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor], replayed: torch.Tensor
+    graph: SpikingGraph,
+    layer: str,
+    inputs: SpikeRaster,
+    spikes: Mapping[str, torch.Tensor],
+    replayed: torch.Tensor,
+    heard: Mapping[str, torch.Tensor] | None = None,
 ) -> str:
     """Return the wrong conventions that explain the replayed spikes of a layer exactly, or an empty text.
 
@@ -51,6 +59,8 @@ def probable_cause(
         spikes: The graph's spikes by layer, bool (time, samples, *neurons), of ``layer`` and every spiking layer
             upstream.
         replayed: Spikes of ``layer`` in the replay, bool, shape as in ``spikes`` or fewer steps.
+        heard: Spikes of other layers in the replay; those that come back to ``layer`` through recurrence are its true
+            input after the first difference.
 
     Raises:
         GraphError: ``layer`` does not spike, or spikes of a layer it depends on are not given.
@@ -64,9 +74,17 @@ def probable_cause(
     steps = replayed.shape[0]
     expected = spikes[layer].detach().cpu()[:steps]
     causes = [cause] if (cause := _shifted(expected, replayed)) else []
-    drives = {bias: _drive(graph, layer, inputs, spikes, bias=bias)[:steps] for bias in (True, False)}
+    if computed_before(graph, layer)[1]:
+        return ", or ".join(causes)  # values that are not spikes go round in a cycle: the layer has no input of its own
+    inputs = SpikeRaster(inputs.data[:steps], inputs.dt, kind=inputs.kind)
+    given = _true_spikes(graph, layer, spikes, {**(heard or {}), layer: replayed}, steps)
+    drives = {bias: _drive(graph, layer, inputs, given, bias=bias) for bias in (True, False)}
     for cause, convention in wrong_conventions(node):
         if torch.equal(run_convention(convention, drives[convention.bias])[0], replayed):
+            causes.append(cause)
+    for cause, other in _other_delays(graph, layer):
+        drive = _drive(other, layer, inputs, given, bias=True)
+        if torch.equal(run_convention(Convention(node), drive)[0], replayed):
             causes.append(cause)
     if not replayed.any():
         causes.insert(0, "silent: the layer never spikes in the replay")
@@ -174,12 +192,44 @@ def _shifted(expected: torch.Tensor, replayed: torch.Tensor) -> str:
     return ""
 
 
+def _true_spikes(
+    graph: SpikingGraph,
+    layer: str,
+    spikes: Mapping[str, torch.Tensor],
+    heard: Mapping[str, torch.Tensor],
+    steps: int,
+) -> dict[str, torch.Tensor]:
+    """Spikes that reached a layer in the replay: the graph's, but of layers that hear ``layer`` the replay's own."""
+    hearing = behind(graph, layer)
+    return {
+        name: (heard[name] if name in hearing and name in heard else part).detach().cpu()[:steps]
+        for name, part in spikes.items()
+    }
+
+
+def _other_delays(graph: SpikingGraph, layer: str) -> Iterator[tuple[str, SpikingGraph]]:
+    """Yield graphs in which one delay before a layer lasts a step more or less, and what that is called."""
+    for name, node in graph.nodes.items():
+        if not isinstance(node, Delay) or layer not in behind(graph, name):
+            continue
+        for more, word in ((1, "late"), (-1, "early")):
+            steps = node.steps + np.float32(more)
+            if bool((steps >= (1 if name in behind(graph, name) else 0)).all()):
+                yield f"delay: {name} hands on 1 step {word}", graph.with_nodes({name: Delay(steps)})
+
+
 def _drive(
     graph: SpikingGraph, layer: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor], *, bias: bool
 ) -> torch.Tensor:
     """Summed input of a layer, float32 (time, batch, *neurons), from the spikes upstream; optionally without biases."""
+    known: dict[str, torch.Tensor] = {}
 
     def value(name: str) -> torch.Tensor:
+        if name not in known:
+            known[name] = computed(name)
+        return known[name]
+
+    def computed(name: str) -> torch.Tensor:
         node = graph.nodes[name]
         if name in spikes:
             return spikes[name].detach().cpu().to(torch.float32)
@@ -188,11 +238,13 @@ def _drive(
             return inputs.data.detach().cpu().to(torch.float32)
         if isinstance(node, SPIKING):
             raise GraphError(f"{name}: its spikes are not recorded, so {layer} cannot be run alone; record them")
+        x = total(name)
+        if isinstance(node, Delay):
+            return later(x, node)
         if isinstance(node, READOUT):
-            dynamics, x = NeuronDynamics(node, "cpu"), total(name)
+            dynamics = NeuronDynamics(node, "cpu")
             return dynamics.advance(x, dynamics.initial_state(x.shape[1])).output
         function = stateless_function(node if bias else _without_bias(node), "cpu")
-        x = total(name)
         return torch.stack([function(step) for step in x])
 
     def total(name: str) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from slamp.delays import later
 from slamp.errors import UnsupportedNodeError
 from slamp.fixed_dynamics import fixed_function
 from slamp.graph import SpikingGraph
@@ -147,7 +148,7 @@ def driven(layer: DrivenLayer, graph: SpikingGraph, name: str, integer: Node, va
     for before in layer.chains[name]:
         node = graph.nodes[before]
         if isinstance(node, Delay):
-            x = _later(x, node)
+            x = later(x, node)
             continue
         pool = SumPool2d(node.kernel_size, node.stride) if isinstance(node, AvgPool2d) else node
         x = fixed_function(pool, bound, where=before)(x.flatten(0, 1))
@@ -159,17 +160,5 @@ def driven(layer: DrivenLayer, graph: SpikingGraph, name: str, integer: Node, va
     for behind in layer.late[name]:
         node = graph.nodes[behind]
         assert isinstance(node, Delay)
-        sums = _later(sums, node)
+        sums = later(sums, node)
     return sums
-
-
-def _later(x: torch.Tensor, node: Delay) -> torch.Tensor:
-    """Delay each feature of (time, batch, *features) by its steps; nothing arrives before."""
-    flat = x.flatten(2)
-    found = torch.zeros_like(flat)
-    late = node.steps.reshape(-1).astype(int)
-    for steps in np.unique(late):
-        of_these = torch.from_numpy(np.flatnonzero(late == steps))
-        kept = max(len(flat) - int(steps), 0)
-        found[len(flat) - kept :, :, of_these] = flat[:kept, :, of_these]
-    return found.reshape(x.shape)

@@ -190,8 +190,10 @@ def _lower_node(node: Node, shape: Shape, dt: float) -> Any:
             return nir.Scale(scale=_copy(full))
         case Delay():
             return nir.Delay(delay=_delay(node, dt))
-        case _:
+        case _ if isinstance(node, NEURON):
             return _lower_neuron(node, dt)
+        case _:  # refused before
+            raise AssertionError(f"a {type(node).__name__} has no NIR node here")
 
 
 def _lower_conv(node: Conv1d | Conv2d, shape: Shape) -> Any:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from slamp.activity import KEPT_SAMPLES, Activity, LayerActivity, NeuronActivity
 from slamp.delays import DelayLine, holds_back
-from slamp.dynamics import NeuronState, TensorFunction, exact_float32
+from slamp.dynamics import NeuronState, TensorFunction, edge_values, exact_float32
 from slamp.engine import Dynamics, engine_of
 from slamp.errors import RasterError
 from slamp.graph import SpikingGraph
@@ -203,19 +203,20 @@ class _Meter:
                 if name in self.spike_fed:
                     events[name] = values[name].sum(1)
                 continue
+            if name in self.dynamics:
+                drive, more = edge_values(values, sources)
+                run = self.dynamics[name].advance(drive, states[name], more=more)
+                values[name] = run.output
+                if isinstance(node, SPIKING):
+                    events[name] = values[name].sum(1)
+                    self.neurons[name].add(start, events[name], run.v)
+                continue
             x = summed(values, sources)
             if name in lines:
                 lines[name].push(x[0])
                 values[name] = lines[name].read()[None]
                 if name in self.spike_fed:
                     events[name] = values[name].sum(1)
-                continue
-            if name in self.dynamics:
-                run = self.dynamics[name].advance(x, states[name])
-                values[name] = run.output
-                if isinstance(node, SPIKING):
-                    events[name] = values[name].sum(1)
-                    self.neurons[name].add(start, events[name], run.v)
                 continue
             arriving: torch.Tensor | None = None
             if all(source in events for source in sources):

@@ -8,7 +8,7 @@ target's file are stronger evidence and come first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ import torch
 from slamp.causality import behind, computed_before
 from slamp.conventions import LATENCIES, Convention, run_convention, said_steps, wrong_conventions
 from slamp.delays import later
-from slamp.dynamics import NeuronDynamics, exact_float32, stateless_function
+from slamp.dynamics import NeuronDynamics, added, exact_float32, stateless_function
 from slamp.errors import ArtifactError, GraphError
 from slamp.exporting import Exporter, ReadingExporter
 from slamp.graph import SpikingGraph
@@ -80,11 +80,12 @@ def probable_cause(
     given = _true_spikes(graph, layer, spikes, {**(heard or {}), layer: replayed}, steps)
     drives = {bias: _drive(graph, layer, inputs, given, bias=bias) for bias in (True, False)}
     for cause, convention in wrong_conventions(node):
-        if torch.equal(run_convention(convention, drives[convention.bias])[0], replayed):
+        drive, *more = drives[convention.bias]
+        if torch.equal(run_convention(convention, drive, more=more)[0], replayed):
             causes.append(cause)
     for cause, other in _other_delays(graph, layer):
-        drive = _drive(other, layer, inputs, given, bias=True)
-        if torch.equal(run_convention(Convention(node), drive)[0], replayed):
+        drive, *more = _drive(other, layer, inputs, given, bias=True)
+        if torch.equal(run_convention(Convention(node), drive, more=more)[0], replayed):
             causes.append(cause)
     if not replayed.any():
         causes.insert(0, "silent: the layer never spikes in the replay")
@@ -220,8 +221,8 @@ def _other_delays(graph: SpikingGraph, layer: str) -> Iterator[tuple[str, Spikin
 
 def _drive(
     graph: SpikingGraph, layer: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor], *, bias: bool
-) -> torch.Tensor:
-    """Summed input of a layer, float32 (time, batch, *neurons), from the spikes upstream; optionally without biases."""
+) -> list[torch.Tensor]:
+    """What each edge brings a layer, float32 (time, batch, *neurons), from the spikes upstream; or without biases."""
     known: dict[str, torch.Tensor] = {}
 
     def value(name: str) -> torch.Tensor:
@@ -238,24 +239,24 @@ def _drive(
             return inputs.data.detach().cpu().to(torch.float32)
         if isinstance(node, SPIKING):
             raise GraphError(f"{name}: its spikes are not recorded, so {layer} cannot be run alone; record them")
-        x = total(name)
+        if isinstance(node, READOUT):
+            dynamics, (x, *more) = NeuronDynamics(node, "cpu"), parts(name)
+            return dynamics.advance(x, dynamics.initial_state(x.shape[1]), more=more).output
+        x = _total(parts(name))
         if isinstance(node, Delay):
             return later(x, node)
-        if isinstance(node, READOUT):
-            dynamics = NeuronDynamics(node, "cpu")
-            return dynamics.advance(x, dynamics.initial_state(x.shape[1])).output
         function = stateless_function(node if bias else _without_bias(node), "cpu")
         return torch.stack([function(step) for step in x])
 
-    def total(name: str) -> torch.Tensor:
-        parts = [value(source) for source in graph.sources(name)]
-        x = parts[0]
-        for part in parts[1:]:
-            x = x + part
-        return x
+    def parts(name: str) -> list[torch.Tensor]:
+        return [value(source) for source in graph.sources(name)]
 
     with exact_float32():
-        return total(layer)
+        return parts(layer)
+
+
+def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return added(parts[0], parts[1:])
 
 
 def _without_bias(node: Node) -> Node:
@@ -270,7 +271,9 @@ def _without_bias(node: Node) -> Node:
             return node
 
 
-def _threshold_interval(node: Spiking, drive: torch.Tensor, expected: torch.Tensor, replayed: torch.Tensor) -> str:
+def _threshold_interval(
+    node: Spiking, drive: Sequence[torch.Tensor], expected: torch.Tensor, replayed: torch.Tensor
+) -> str:
     """Explain the replay by another threshold, or return an empty text.
 
     With resets by value the membrane follows from the replayed spikes alone, whatever the threshold: it must lie above
@@ -278,7 +281,7 @@ def _threshold_interval(node: Spiking, drive: torch.Tensor, expected: torch.Tens
     """
     if node.reset != "value" or not bool((node.v_threshold == node.v_threshold.flat[0]).all()):
         return ""
-    _, v = run_convention(Convention(node), drive, replayed)
+    _, v = run_convention(Convention(node), drive[0], replayed, drive[1:])
     spiking, quiet = v[replayed], v[~replayed]
     low = float(quiet.max()) if quiet.numel() else -math.inf
     high = float(spiking.min()) if spiking.numel() else math.inf

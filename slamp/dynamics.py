@@ -6,7 +6,7 @@ reference (`simulate`) and the layer-by-layer statistics (`calibrate`), so they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,21 +21,25 @@ from slamp.nodes import (
     LIF,
     READOUT,
     SPIKING,
+    WIRING,
+    AdaptiveAvgPool2d,
     Affine,
     AvgPool2d,
     Conv1d,
     Conv2d,
     CubaLI,
     CubaLIF,
-    Flatten,
     Input,
     Linear,
+    MaxPool2d,
     Neuron,
     Node,
     Output,
     Scale,
+    Sum,
     SumPool2d,
 )
+from slamp.wiring import wiring_function
 
 TensorFunction = Callable[[torch.Tensor], torch.Tensor]
 
@@ -75,7 +79,7 @@ def parameter_tensor(array: np.ndarray, device: str | torch.device) -> torch.Ten
 def stateless_function(node: Node, device: str | torch.device) -> TensorFunction:
     """Return the function of a node without memory, on tensors of shape (batch, *features)."""
     match node:
-        case Input() | Output():
+        case Input() | Output() | Sum():
             return lambda x: x
         case Linear():
             weight = to_tensor(node.weight, device)
@@ -89,8 +93,12 @@ def stateless_function(node: Node, device: str | torch.device) -> TensorFunction
             return lambda x: F.lp_pool2d(x, 1.0, node.kernel_size, node.stride)
         case AvgPool2d():
             return lambda x: F.avg_pool2d(x, node.kernel_size, node.stride, node.padding)
-        case Flatten():
-            return lambda x: torch.flatten(x, node.start_dim + 1, node.end_dim + 1)
+        case MaxPool2d():
+            return lambda x: F.max_pool2d(x, node.kernel_size, node.stride, node.padding, node.dilation)
+        case AdaptiveAvgPool2d():
+            return lambda x: F.adaptive_avg_pool2d(x, node.output_size)
+        case _ if isinstance(node, WIRING):
+            return wiring_function(node)
         case Scale():
             return _scale(node, device)
         case _:
@@ -111,6 +119,21 @@ def _scale(node: Scale, device: str | torch.device) -> TensorFunction:
     scale, shift = to_tensor(node.scale, device), to_tensor(node.shift, device)
     zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
     return lambda x: F.batch_norm(x, zeros, ones, scale, shift, training=False, momentum=0.0, eps=0.0)
+
+
+def added(x: torch.Tensor, more: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Add tensors of one shape one by one."""
+    for other in more:
+        x = x + other
+    return x
+
+
+def edge_values(
+    values: Mapping[str, torch.Tensor], sources: Sequence[str]
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Return what the first edge into a node brings, and what further ones do, in their order."""
+    first, *rest = sources
+    return values[first], tuple(values[source] for source in rest)
 
 
 @dataclass
@@ -193,8 +216,25 @@ class NeuronDynamics:
         v = self.start.expand(batch, *self.shape).contiguous().clone()
         return NeuronState(v, torch.zeros_like(v) if self.has_current else v.new_zeros(()))
 
-    def advance(self, drive: torch.Tensor, state: NeuronState, *, keep_current: bool = False) -> NeuronRun:
-        """Run over ``drive`` of shape (steps, batch, *neurons), the summed input per step; ``state`` moves along."""
+    def advance(
+        self,
+        drive: torch.Tensor,
+        state: NeuronState,
+        *,
+        more: Sequence[torch.Tensor] = (),
+        keep_current: bool = False,
+    ) -> NeuronRun:
+        """Run over a stretch of steps; ``state`` moves along.
+
+        Args:
+            drive: What the first edge brings, shape (steps, batch, *neurons).
+            state: Membrane and current before the first step.
+            more: What further edges bring, same shape. A current takes edge by edge, ``(i + x1) + x2``; neurons without
+                one take the sum ``x1 + x2``.
+            keep_current: Return the current of every step too.
+        """
+        if more and not self.has_current:
+            drive, more = added(drive, more), ()
         v_run = torch.empty_like(drive)
         kept = drive.shape if self.has_current and keep_current else (drive.shape[0], 0)
         i_run = drive.new_empty(kept)
@@ -203,10 +243,13 @@ class NeuronDynamics:
         inputs = drive
         if self.leaks_to_value and isinstance(self.node, LIF):
             inputs = torch.add(drive, torch.as_tensor(self.v_leak, device=drive.device))
-        x_run, v_runs, s_run, currents, change, v, i = self._arrays(
-            inputs, v_run, output, i_run, change, state.v, state.i
+        x_run, v_runs, s_run, currents, change, v, i, *further = self._arrays(
+            inputs, v_run, output, i_run, change, state.v, state.i, *more
         )
-        for x, after, spikes, current in zip(x_run, v_runs, s_run, currents, strict=True):
+        for step, (x, after, spikes, current) in enumerate(zip(x_run, v_runs, s_run, currents, strict=True)):
+            for other in further:  # all but the last edge; `integrate` adds that one
+                self.op.add(i, x, out=i)
+                x = other[step]  # the next edge takes the place of the one added
             self.integrate(x, v, i, change, after)
             if keep_current and self.has_current:
                 current[...] = i

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -23,8 +23,15 @@ class Dynamics(Protocol):
     def initial_state(self, batch: int) -> NeuronState:
         """Return the state before the first step."""
 
-    def advance(self, drive: torch.Tensor, state: NeuronState, *, keep_current: bool = False) -> NeuronRun:
-        """Run over summed inputs of shape (steps, batch, *neurons)."""
+    def advance(
+        self,
+        drive: torch.Tensor,
+        state: NeuronState,
+        *,
+        more: Sequence[torch.Tensor] = (),
+        keep_current: bool = False,
+    ) -> NeuronRun:
+        """Run over the inputs that the edges bring, each of shape (steps, batch, *neurons)."""
 
 
 def engine_of(graph: SpikingGraph, raster: SpikeRaster) -> tuple[Mapping[str, Dynamics], Mapping[str, TensorFunction]]:

@@ -7,14 +7,14 @@ which holds every 36-bit product exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from slamp.arithmetic import DECAY_ONE, SHIFT, STATE_LIMIT, common_exponent
-from slamp.dynamics import NeuronRun, NeuronState, TensorFunction
+from slamp.dynamics import NeuronRun, NeuronState, TensorFunction, added
 from slamp.errors import GraphError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
@@ -68,9 +68,16 @@ class FixedPointDynamics:
         zeros = torch.zeros(batch, *self.shape, dtype=torch.float64)
         return NeuronState(zeros, zeros.clone())
 
-    def advance(self, drive: torch.Tensor, state: NeuronState, *, keep_current: bool = False) -> NeuronRun:
-        """Run over ``drive`` of shape (steps, batch, *neurons), the summed input per step; ``state`` moves along."""
-        inputs = drive.detach().cpu().numpy()
+    def advance(
+        self,
+        drive: torch.Tensor,
+        state: NeuronState,
+        *,
+        more: Sequence[torch.Tensor] = (),
+        keep_current: bool = False,
+    ) -> NeuronRun:
+        """Run over ``drive`` and ``more``, each of shape (steps, batch, *neurons), added up; ``state`` moves along."""
+        inputs = added(drive, more).detach().cpu().numpy()
         v_run = np.empty(inputs.shape)
         i_run = np.empty(inputs.shape if keep_current else (inputs.shape[0], 0))
         output = np.empty(inputs.shape, dtype=np.float32)

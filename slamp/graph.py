@@ -223,8 +223,15 @@ def _header(graph: SpikingGraph) -> dict[str, Any]:
 
 
 def _json_settings(node: Node) -> dict[str, Any]:
-    settings = settings_of(node).items()
-    return {"settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings}}
+    return {"settings": {key: _as_lists(value) for key, value in settings_of(node).items()}}
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _from_parts(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> SpikingGraph:
@@ -236,9 +243,7 @@ def _from_parts(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> 
     nodes: dict[str, Node] = {}
     for entry in header["nodes"]:
         kind = NODE_TYPES[entry["type"]]
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in entry["settings"].items()
-        }
+        values: dict[str, Any] = {key: _as_tuples(value) for key, value in entry["settings"].items()}
         for key in entry["arrays"]:
             values[key] = _restored(arrays[f"{entry['name']}/{key}"])
         nodes[entry["name"]] = kind(**values)

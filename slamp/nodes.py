@@ -15,6 +15,7 @@ import numpy as np
 from slamp.errors import GraphError
 
 Reset = Literal["value", "subtract"]
+PadMode = Literal["constant", "reflect", "replicate", "circular"]
 Shape = tuple[int, ...]
 
 
@@ -100,6 +101,82 @@ class Flatten:
 
     start_dim: int
     end_dim: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MaxPool2d:
+    """Largest value of each window; the padding never is. Of spikes: one if any neuron of the window fires."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AdaptiveAvgPool2d:
+    """Mean over windows chosen so that the map has the sides ``output_size``, as torch chooses them."""
+
+    output_size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Upsample2d:
+    """Every value ``factor`` times along the last two axes: torch's nearest neighbor by a whole ``scale_factor``."""
+
+    factor: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Pad:
+    """The last feature axes made longer, ``padding`` holding (before, after) for each of them, the first one first.
+
+    ``mode`` says with what, as in `torch.nn.functional.pad`; ``value`` is what "constant" fills in.
+    """
+
+    padding: tuple[tuple[int, int], ...]
+    mode: PadMode = "constant"
+    value: float = 0.0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sum:
+    """Its edges added one by one, in their order, before anything else is done: ``(x1 + x2) + x3``."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Place:
+    """The input at ``start`` along feature axis ``axis``, zeros elsewhere up to ``size``.
+
+    Places into a `Sum` that do not overlap are a concatenation, exact but for the sign of zero.
+    """
+
+    axis: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Take:
+    """The entries ``start`` to ``stop`` (exclusive) along feature axis ``axis``."""
+
+    axis: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reshape:
+    """The same values, row-major, with features of ``shape``."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Permute:
+    """Feature axes in the order ``axes``, as `torch.Tensor.permute` (batch axis not counted)."""
+
+    axes: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -193,15 +270,18 @@ Spiking = IF | LIF | CubaLIF
 Readout = LI | CubaLI
 Neuron = Spiking | Readout
 Pool = SumPool2d | AvgPool2d
-Node = Input | Output | Weighted | Pool | Flatten | Delay | Scale | Neuron
+Wiring = Flatten | Reshape | Permute | Take | Place | Upsample2d | Pad
+Node = Input | Output | Weighted | Pool | MaxPool2d | AdaptiveAvgPool2d | Wiring | Sum | Delay | Scale | Neuron
 
 WEIGHTED = (Linear, Affine, Conv1d, Conv2d)
 SPIKING = (IF, LIF, CubaLIF)
 READOUT = (LI, CubaLI)
 NEURON = (*SPIKING, *READOUT)
+# They move values or repeat them; but for a Pad of another value than 0, nothing new comes in.
+WIRING = (Flatten, Reshape, Permute, Take, Place, Upsample2d, Pad)
+POOLS = (SumPool2d, AvgPool2d, MaxPool2d, AdaptiveAvgPool2d)
 NODE_TYPES: Mapping[str, type] = {
-    kind.__name__: kind
-    for kind in (Input, Output, *WEIGHTED, SumPool2d, AvgPool2d, Flatten, Delay, Scale, IF, LIF, CubaLIF, LI, CubaLI)
+    kind.__name__: kind for kind in (Input, Output, *WEIGHTED, *POOLS, *WIRING, Sum, Delay, Scale, *NEURON)
 }
 
 
@@ -240,3 +320,11 @@ def settings_of(node: Node) -> dict[str, object]:
     """Return the fields of a node that are not arrays, by name."""
     values = {field.name: getattr(node, field.name) for field in fields(node)}
     return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+
+
+def shape_mismatch(name: str, node: Node, found: Shape, allowed: str) -> GraphError:
+    """Return the error for a node that receives a shape it cannot take."""
+    return GraphError(
+        f"{name}: {type(node).__name__} receives shape {found}, allowed is {allowed}; "
+        "check the layer before it, or the features of the samples"
+    )

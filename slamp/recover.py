@@ -9,7 +9,7 @@ inhibition than excitation), so the bisection starts from the crossing nearest t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -19,7 +19,7 @@ import torch
 from slamp.activity import Activity
 from slamp.calibrate import calibrate
 from slamp.capture import read_graph
-from slamp.dynamics import NeuronDynamics, exact_float32, stateless_function
+from slamp.dynamics import NeuronDynamics, edge_values, exact_float32, stateless_function
 from slamp.errors import MaskError, SilentNetworkError
 from slamp.graph import SpikingGraph
 from slamp.masks import Masks, masked_copy
@@ -27,6 +27,7 @@ from slamp.nodes import NEURON, SPIKING, WEIGHTED, Input, Neuron, Node, Output, 
 from slamp.progress import ticker
 from slamp.raster import SpikeRaster
 from slamp.read_modules import read_module
+from slamp.simulate import summed
 
 Modules = dict[str, tuple[str, torch.nn.Module]]
 # Logarithms of the gains tried first, 0.5 to 8 in steps of sqrt(2), the nearest to 1 first.
@@ -99,7 +100,12 @@ def recover(
                 continue
             if isinstance(node, Output):
                 continue
-            x = _summed(graph, name, values)
+            if isinstance(node, NEURON) and name not in stages:
+                drive, more = edge_values(values, graph.sources(name))
+                values[name] = _run(node, drive, graph.device, more)
+                _forget(graph, name, values)
+                continue
+            x = summed(values, graph.sources(name))
             if isinstance(node, Scale):
                 module = modules[name][1]
                 _reestimate(module, x)
@@ -194,7 +200,7 @@ def _stages(graph: SpikingGraph) -> list[_Stage]:
 
 def _drive(graph: SpikingGraph, stage: _Stage, values: dict[str, torch.Tensor]) -> torch.Tensor:
     """Input of the stage's neurons from the recorded values before it, (steps, batch, *neurons)."""
-    x = _summed(graph, stage.weighted, values)
+    x = summed(values, graph.sources(stage.weighted))
     for name in (stage.weighted, *stage.between):
         x = _apply(graph.nodes[name], x, graph.device)
     return x
@@ -204,7 +210,7 @@ def _constant_drive(
     graph: SpikingGraph, stage: _Stage, modules: Modules, values: dict[str, torch.Tensor]
 ) -> torch.Tensor:
     """The part of the drive no gain reaches: bias of the layer, or of the batch normalization; (1, 1, *neurons)."""
-    x = torch.zeros_like(_summed(graph, stage.weighted, values)[:1, :1])
+    x = torch.zeros_like(summed(values, graph.sources(stage.weighted))[:1, :1])
     for name in (stage.weighted, *stage.between):
         node = graph.nodes[name]
         x = _apply(node, x, graph.device)
@@ -252,17 +258,9 @@ def _apply(node: Node, x: torch.Tensor, device: str) -> torch.Tensor:
     return values
 
 
-def _run(node: Neuron, x: torch.Tensor, device: str) -> torch.Tensor:
+def _run(node: Neuron, x: torch.Tensor, device: str, more: Sequence[torch.Tensor] = ()) -> torch.Tensor:
     dynamics = NeuronDynamics(node, device)
-    return dynamics.advance(x, dynamics.initial_state(x.shape[1])).output
-
-
-def _summed(graph: SpikingGraph, name: str, values: dict[str, torch.Tensor]) -> torch.Tensor:
-    sources = graph.sources(name)
-    x = values[sources[0]]
-    for source in sources[1:]:
-        x = x + values[source]
-    return x
+    return dynamics.advance(x, dynamics.initial_state(x.shape[1]), more=more).output
 
 
 def _forget(graph: SpikingGraph, name: str, values: dict[str, torch.Tensor]) -> None:

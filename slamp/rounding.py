@@ -17,8 +17,9 @@ first cell that differs, both runs share them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 
 from slamp.causality import computed_before
 from slamp.delays import holds_back
+from slamp.dynamics import stateless_function
 from slamp.errors import GraphError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
@@ -33,6 +35,8 @@ from slamp.nodes import (
     LIF,
     NEURON,
     SPIKING,
+    WIRING,
+    AdaptiveAvgPool2d,
     Affine,
     AvgPool2d,
     Conv1d,
@@ -40,17 +44,20 @@ from slamp.nodes import (
     CubaLI,
     CubaLIF,
     Delay,
-    Flatten,
     Input,
     Linear,
+    MaxPool2d,
     Neuron,
     Node,
     Output,
+    Pad,
     Scale,
+    Sum,
     SumPool2d,
 )
 from slamp.raster import SpikeRaster
 from slamp.simulate import check_raster
+from slamp.wiring import wiring_function
 
 UNIT = 2.0**-24
 TINY = 2.0**-126
@@ -206,10 +213,18 @@ def stateless_bound(node: Node, x: Bounded) -> Bounded:
 
 def _stateless(node: Node, x: Bounded) -> Bounded:
     match node:
-        case Output():
+        case Output() | Sum():
             return x
-        case Flatten():
-            return Bounded(*(torch.flatten(part, node.start_dim + 1, node.end_dim + 1) for part in (x.value, x.error)))
+        case _ if isinstance(node, WIRING):
+            filled = replace(node, value=0.0) if isinstance(node, Pad) else node
+            return Bounded(wiring_function(node)(x.value), wiring_function(filled)(x.error))
+        case MaxPool2d():
+            largest = stateless_function(node, "cpu")
+            return Bounded(largest(x.value), largest(x.error))
+        case AdaptiveAvgPool2d():
+            mean, size = stateless_function(node, "cpu"), x.value.abs() + x.error
+            cells = math.prod(side // out + 2 for side, out in zip(size.shape[-2:], node.output_size, strict=True))
+            return Bounded(mean(x.value), mean(x.error) + _gamma(cells + 2) * mean(size) + 2 * TINY)
         case Linear() | Affine() | Conv1d() | Conv2d():
             return _weighted_sum(node, x)
         case SumPool2d() | AvgPool2d():

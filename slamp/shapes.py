@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import math
-
 from slamp.errors import GraphError
 from slamp.nodes import (
     NEURON,
+    WIRING,
+    AdaptiveAvgPool2d,
     Affine,
     AvgPool2d,
     Conv1d,
     Conv2d,
     Delay,
-    Flatten,
     Input,
     Linear,
+    MaxPool2d,
     Node,
     Output,
     Scale,
     Shape,
+    Sum,
     SumPool2d,
     arrays_of,
+    shape_mismatch,
 )
+from slamp.wiring import wired_shape
 
 
 def output_shape(name: str, node: Node, shape: Shape) -> Shape:
@@ -39,18 +42,28 @@ def output_shape(name: str, node: Node, shape: Shape) -> Shape:
             return _pool(name, node, shape, (0, 0))
         case AvgPool2d():
             return _pool(name, node, shape, node.padding)
-        case Flatten():
-            return _flatten(name, node, shape)
+        case MaxPool2d():
+            return _max_pool(name, node, shape)
+        case AdaptiveAvgPool2d():
+            if len(shape) != 3 or min(node.output_size) < 1:
+                raise shape_mismatch(
+                    name, node, shape, f"(channels, y, x); output_size {node.output_size} must be positive"
+                )
+            return (shape[0], *node.output_size)
+        case Sum():
+            return shape
+        case _ if isinstance(node, WIRING):
+            return wired_shape(name, node, shape)
         case Delay():
             return _same(name, node, shape, node.steps.shape)
         case Scale():
             if not shape or not node.scale.shape == node.shift.shape == (shape[0],):
-                raise _mismatch(name, node, shape, f"{node.scale.shape[0]} channels")
+                raise shape_mismatch(name, node, shape, f"{node.scale.shape[0]} channels")
             return shape
         case _:
             for field, array in arrays_of(node).items():
                 if array.shape != shape:
-                    raise _mismatch(name, node, shape, f"{array.shape} ({field})")
+                    raise shape_mismatch(name, node, shape, f"{array.shape} ({field})")
             assert isinstance(node, NEURON)
             return shape
 
@@ -60,7 +73,7 @@ def _conv(name: str, node: Conv1d | Conv2d, shape: Shape) -> Shape:
     _check_weight(name, node, axes + 2)
     channels = node.weight.shape[1] * node.groups
     if len(shape) != axes + 1 or shape[0] != channels:
-        raise _mismatch(name, node, shape, f"({channels}, " + ", ".join("*" * axes) + ")")
+        raise shape_mismatch(name, node, shape, f"({channels}, " + ", ".join("*" * axes) + ")")
     if node.padding == "same":
         return (int(node.weight.shape[0]), *shape[1:])
     sizes = []
@@ -68,7 +81,7 @@ def _conv(name: str, node: Conv1d | Conv2d, shape: Shape) -> Shape:
         span = node.dilation[axis] * (node.weight.shape[2 + axis] - 1) + 1
         sizes.append((shape[1 + axis] + 2 * node.padding[axis] - span) // node.stride[axis] + 1)
     if min(sizes) < 1:
-        raise _mismatch(name, node, shape, "an input at least as large as the kernel")
+        raise shape_mismatch(name, node, shape, "an input at least as large as the kernel")
     return (int(node.weight.shape[0]), *(int(size) for size in sizes))
 
 
@@ -84,30 +97,33 @@ def _check_weight(name: str, node: Linear | Affine | Conv1d | Conv2d, axes: int)
 
 def _pool(name: str, node: SumPool2d | AvgPool2d, shape: Shape, padding: tuple[int, int]) -> Shape:
     if len(shape) != 3:
-        raise _mismatch(name, node, shape, "(channels, y, x)")
+        raise shape_mismatch(name, node, shape, "(channels, y, x)")
     sizes = [
         (shape[1 + axis] + 2 * padding[axis] - node.kernel_size[axis]) // node.stride[axis] + 1 for axis in range(2)
     ]
     if min(sizes) < 1:
-        raise _mismatch(name, node, shape, "an input at least as large as the window")
+        raise shape_mismatch(name, node, shape, "an input at least as large as the window")
     return (shape[0], *sizes)
 
 
-def _flatten(name: str, node: Flatten, shape: Shape) -> Shape:
-    start, end = node.start_dim, node.end_dim
-    if not 0 <= start <= end < len(shape):
-        raise _mismatch(name, node, shape, f"axes {start} to {end}")
-    return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
+def _max_pool(name: str, node: MaxPool2d, shape: Shape) -> Shape:
+    if len(shape) != 3:
+        raise shape_mismatch(name, node, shape, "(channels, y, x)")
+    sizes = []
+    for axis in range(2):
+        kernel, padding, dilation = node.kernel_size[axis], node.padding[axis], node.dilation[axis]
+        if not 0 <= padding <= kernel // 2:  # torch's own rule
+            raise GraphError(f"{name}: padding {node.padding} of windows {node.kernel_size}; allowed is half of them")
+        size = (shape[1 + axis] + 2 * padding - dilation * (kernel - 1) - 1) // node.stride[axis] + 1
+        firsts = [at * node.stride[axis] - padding for at in range(size)]
+        reads = [any(0 <= first + dilation * k < shape[1 + axis] for k in range(kernel)) for first in firsts]
+        if not reads or not all(reads):
+            raise shape_mismatch(name, node, shape, "an input that every window reads")
+        sizes.append(size)
+    return (shape[0], *sizes)
 
 
 def _same(name: str, node: Node, found: Shape, allowed: Shape) -> Shape:
     if found != allowed:
-        raise _mismatch(name, node, found, str(allowed))
+        raise shape_mismatch(name, node, found, str(allowed))
     return found
-
-
-def _mismatch(name: str, node: Node, found: Shape, allowed: str) -> GraphError:
-    return GraphError(
-        f"{name}: {type(node).__name__} receives shape {found}, allowed is {allowed}; "
-        "check the layer before it, or the features of the samples"
-    )

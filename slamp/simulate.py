@@ -10,13 +10,14 @@ import torch
 
 from slamp.arithmetic import FixedPoint
 from slamp.delays import DelayLine, holds_back
-from slamp.dynamics import exact_float32
+from slamp.dynamics import added, edge_values, exact_float32
 from slamp.engine import engine_of
 from slamp.errors import GraphError, RasterError
 from slamp.events import Quantity, run_events, unknown_to_events, worth_events
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, READOUT, SPIKING, Delay, Flatten
+from slamp.nodes import NEURON, READOUT, SPIKING, WIRING, Delay, Flatten, MaxPool2d, Sum
 from slamp.raster import SpikeRaster
+from slamp.wiring import adds_nothing, apart
 
 Record = Literal["output", "spikes", "all"]
 Engine = Literal["auto", "batched", "events"]
@@ -98,15 +99,18 @@ def stream(graph: SpikingGraph, raster: SpikeRaster) -> Iterator[Step]:
                 if name in lines and holds_back(graph.nodes[name]):
                     values[name] = lines[name].read()  # what arrives in this step is taken in below
                     continue
+                if name in dynamics:
+                    drive, more = edge_values(values, sources)
+                    further = [x[None] for x in more]
+                    run = dynamics[name].advance(drive[None], states[name], more=further, keep_current=True)
+                    values[name], membranes[name] = run.output[0], run.v[0]
+                    if dynamics[name].has_current:
+                        currents[name] = run.i[0]
+                    continue
                 x = summed(values, sources) if sources else raster.data[t].to(device=device, dtype=torch.float32)
                 if name in lines:
                     lines[name].push(x)
                     values[name] = lines[name].read()
-                elif name in dynamics:
-                    run = dynamics[name].advance(x[None], states[name], keep_current=True)
-                    values[name], membranes[name] = run.output[0], run.v[0]
-                    if dynamics[name].has_current:
-                        currents[name] = run.i[0]
                 else:
                     values[name] = functions[name](x)
             for name, line in lines.items():
@@ -123,10 +127,7 @@ def delay_lines(graph: SpikingGraph, batch: int) -> dict[str, DelayLine]:
 
 def summed(values: Mapping[str, torch.Tensor], sources: Sequence[str]) -> torch.Tensor:
     """Add the values of several sources one by one, in the order of their edges."""
-    x = values[sources[0]]
-    for source in sources[1:]:
-        x = x + values[source]
-    return x
+    return added(*edge_values(values, sources))
 
 
 def simulate(
@@ -239,9 +240,28 @@ def output_neuron(graph: SpikingGraph) -> str | None:
 
 
 def is_spiking_output(graph: SpikingGraph) -> bool:
-    """True if the output consists of spikes, False for membranes or currents."""
-    name = output_neuron(graph)
-    return name is not None and isinstance(graph.nodes[name], SPIKING)
+    """True if the output consists of spikes, moved, repeated or concatenated; False for membranes or currents."""
+    return _spikes_behind(graph, graph.output)
+
+
+def _spikes_behind(graph: SpikingGraph, name: str) -> bool:
+    """True if what the edges into a node bring together is spikes of neurons, 0 and 1."""
+    sources = graph.sources(name)
+    if len(sources) != 1 and not (sources and concatenates(graph, sources)):
+        return False
+    for source in sources:
+        node = graph.nodes[source]
+        if isinstance(node, SPIKING):
+            continue
+        passes = isinstance(node, (Sum, MaxPool2d)) or (isinstance(node, WIRING) and adds_nothing(node))
+        if not passes or not _spikes_behind(graph, source):
+            return False
+    return True
+
+
+def concatenates(graph: SpikingGraph, sources: Sequence[str]) -> bool:
+    """True if nodes are `Place` nodes of which no two meet, so that their sum is a concatenation."""
+    return apart([(graph.nodes[source], graph.shapes[graph.sources(source)[0]]) for source in sources])
 
 
 def check_raster(graph: SpikingGraph, raster: SpikeRaster) -> None:

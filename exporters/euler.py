@@ -27,8 +27,8 @@ import nir
 import numpy as np
 
 from exporters.euler_layers import LayerFunction, float32, layer_function
+from exporters.euler_spikes import SPIKING, carries_spikes, only_node
 
-SPIKING = (nir.IF, nir.LIF, nir.CubaLIF)
 READOUT = (nir.LI, nir.CubaLI)
 MAX_DELAY_STEPS = 100_000
 
@@ -77,8 +77,8 @@ def run(path: str | Path, inputs: np.ndarray, dt: float, *, subtract: frozenset[
     strangers = sorted(subtract - {name for name, node in graph.nodes.items() if isinstance(node, SPIKING)})
     if strangers:
         raise ValueError(f"{strangers[0]}: reset by subtraction is asked for, but the file has no such spiking node")
-    output = _only(graph, nir.Output)
-    allowed = tuple(int(size) for size in graph.nodes[_only(graph, nir.Input)].input_type["input"])
+    output = only_node(graph, nir.Output)
+    allowed = tuple(int(size) for size in graph.nodes[only_node(graph, nir.Input)].input_type["input"])
     if inputs.ndim < 2 or inputs.shape[2:] != allowed or 0 in inputs.shape:
         raise ValueError(f"inputs: shape {inputs.shape}; allowed is (time, batch, {', '.join(map(str, allowed))})")
     recorded: dict[str, np.ndarray] = {}
@@ -88,7 +88,7 @@ def run(path: str | Path, inputs: np.ndarray, dt: float, *, subtract: frozenset[
             if name in early:
                 values[name] = delays[name].next(inputs.shape[1])
                 continue
-            arriving = [values[source] for source in sources[name]] or [inputs[t].astype(np.float32)]
+            arriving = _arriving(name, values, sources) or [inputs[t].astype(np.float32)]
             if name not in layers:
                 x = _total(arriving)
                 values[name] = delays[name](x) if name in delays else functions[name](x)
@@ -99,7 +99,7 @@ def run(path: str | Path, inputs: np.ndarray, dt: float, *, subtract: frozenset[
                 recorded[name] = np.empty((inputs.shape[0], *values[name].shape), dtype=kind)
             recorded[name][t] = values[name]
         for name in early:
-            delays[name].take(_total([values[source] for source in sources[name]]))
+            delays[name].take(_total(_arriving(name, values, sources)))
         if t == 0:
             out = np.empty((inputs.shape[0], *values[output].shape), dtype=np.float32)
         out[t] = values[output]
@@ -199,6 +199,15 @@ class _Delay:
         return late
 
 
+def _arriving(name: str, values: Mapping[str, np.ndarray], sources: Mapping[str, list[str]]) -> list[np.ndarray]:
+    """Return what the edges into a node bring, in their order."""
+    parts = [values[source] for source in sources[name]]
+    shapes = list(dict.fromkeys(part.shape[1:] for part in parts))
+    if len(shapes) > 1:
+        raise ValueError(f"{name}: its edges bring shapes {shapes}; allowed are equal shapes")
+    return parts
+
+
 def _total(parts: list[np.ndarray]) -> np.ndarray:
     total = parts[0]
     for part in parts[1:]:
@@ -237,21 +246,3 @@ def _order(sources: Mapping[str, list[str]], held: set[str]) -> tuple[list[str],
         order += ready
         done.update(ready)
     return order, early
-
-
-def _only(graph: Any, kind: type) -> str:
-    names = [name for name, node in graph.nodes.items() if isinstance(node, kind)]
-    if len(names) != 1:
-        raise ValueError(f"graph: found {len(names)} {kind.__name__} nodes; allowed is one")
-    return str(names[0])
-
-
-def carries_spikes(graph: Any) -> bool:
-    """True if what leaves a NIR graph is the spikes of one layer, reshaped at most."""
-    name = _only(graph, nir.Output)
-    while isinstance(graph.nodes[name], (nir.Output, nir.Flatten)):
-        sources = [source for source, target in graph.edges if target == name]
-        if len(sources) != 1:
-            return False
-        name = sources[0]
-    return isinstance(graph.nodes[name], SPIKING)

@@ -241,10 +241,10 @@ def output_neuron(graph: SpikingGraph) -> str | None:
 
 def is_spiking_output(graph: SpikingGraph) -> bool:
     """True if the output consists of spikes, moved, repeated or concatenated; False for membranes or currents."""
-    return _spikes_behind(graph, graph.output)
+    return brings_spikes(graph, graph.output)
 
 
-def _spikes_behind(graph: SpikingGraph, name: str) -> bool:
+def brings_spikes(graph: SpikingGraph, name: str) -> bool:
     """True if what the edges into a node bring together is spikes of neurons, 0 and 1."""
     sources = graph.sources(name)
     if len(sources) != 1 and not (sources and concatenates(graph, sources)):
@@ -254,7 +254,7 @@ def _spikes_behind(graph: SpikingGraph, name: str) -> bool:
         if isinstance(node, SPIKING):
             continue
         passes = isinstance(node, (Sum, MaxPool2d)) or (isinstance(node, WIRING) and adds_nothing(node))
-        if not passes or not _spikes_behind(graph, source):
+        if not passes or not brings_spikes(graph, source):
             return False
     return True
 

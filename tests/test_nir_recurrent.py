@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import nir
@@ -61,7 +62,7 @@ def branched(seed: int, layers: int, readout: bool) -> SpikingGraph:
     nodes: dict[str, Node] = {"in": Input((sizes[0],))}
     edges: list[tuple[str, str]] = []
     before = "in"
-    for k, (inputs, size) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for k, (inputs, size) in enumerate(pairwise(sizes)):
         name = f"z{k}"
         nodes |= {f"{name}_in": sparse(rng, size, inputs), name: neuron(rng, size)}
         edges += [(before, f"{name}_in"), (f"{name}_in", name)]
@@ -171,7 +172,7 @@ def order_matters(graph: SpikingGraph) -> bool:
 
 
 def test_a_tie_that_comes_back_over_a_cycle_is_a_tie(tmp_path: Path) -> None:
-    """The second layer falls to the other side of its threshold; the first one, which computes first, hears it later."""
+    """The second layer falls to the other side of its threshold; the first one hears it later."""
     graph, raster = lively()
     graph, other, step = at_threshold(graph, raster)
     artifact = NirExporter().write(graph, tmp_path / "out")
@@ -288,7 +289,7 @@ def test_delays_that_float32_seconds_do_not_tell_apart_are_refused() -> None:
     graph = SpikingGraph(nodes, (("in", "late"), ("late", "out")), 1e-3)
     assert lower(graph).nodes["late"].delay[0] == np.float32(100.0)
     longer = graph.with_nodes({"late": Delay(uniform(MAX_DELAY_STEPS + 1, (1,)))})
-    with pytest.raises(UnsupportedNodeError, match="late: delays by 100001 steps .*allowed are 0 to 100000 steps"):
+    with pytest.raises(UnsupportedNodeError, match=r"late: delays by 100001 steps .*allowed are 0 to 100000 steps"):
         lower(longer)
 
 

@@ -12,25 +12,28 @@ SPIKING = (nir.IF, nir.LIF, nir.CubaLIF)
 
 
 def carries_spikes(graph: Any) -> bool:
-    """True if what leaves a NIR graph is spikes by its wiring alone: reshaped, selected, repeated or concatenated."""
-    return _brings_spikes(graph, only_node(graph, nir.Output))
+    """True if what leaves a NIR graph is spikes: reshaped, delayed, selected, repeated or concatenated."""
+    waiting = [only_node(graph, nir.Output)]
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        sources = [source for source, target in graph.edges if target == name]
+        if len(sources) != 1 and not _disjoint([graph.nodes[source] for source in sources]):
+            return False
+        found = [source for source in sources if not isinstance(graph.nodes[source], (*SPIKING, nir.Threshold))]
+        if not all(_passes_spikes(graph.nodes[source]) for source in found):
+            return False
+        waiting += found
+    return True
 
 
-def _brings_spikes(graph: Any, name: str) -> bool:
-    """True if every value that the edges into a node bring together is 0 or 1."""
-    sources = [source for source, target in graph.edges if target == name]
-    if len(sources) != 1 and not _disjoint([graph.nodes[source] for source in sources]):
-        return False
-    return all(_gives_spikes(graph, source) for source in sources)
-
-
-def _gives_spikes(graph: Any, name: str) -> bool:
-    node = graph.nodes[name]
-    if isinstance(node, (*SPIKING, nir.Threshold)):
-        return True
-    passes = isinstance(node, nir.Flatten) or _selects(node)
-    passes |= isinstance(node, nir.Scale) and bool((np.asarray(node.scale) == 1).all())
-    return passes and _brings_spikes(graph, name)
+def _passes_spikes(node: Any) -> bool:
+    """True for a node that makes zeros and ones out of zeros and ones."""
+    ones = isinstance(node, nir.Scale) and bool((np.asarray(node.scale) == 1).all())
+    return ones or isinstance(node, (nir.Flatten, nir.Delay)) or _selects(node)
 
 
 def _selects(node: Any) -> bool:

@@ -17,6 +17,7 @@ import nir
 import numpy as np
 import torch
 
+from slamp.carried import carried
 from slamp.errors import UnsupportedNodeError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
@@ -32,7 +33,6 @@ from slamp.nodes import (
     Take,
     Wiring,
 )
-from slamp.simulate import brings_spikes
 from slamp.wiring import wiring_function
 
 LARGEST = 1 << 24  # entries of a matrix or kernel of zeros and ones
@@ -190,7 +190,7 @@ def _keeps_order(node: Wiring, shape: Shape) -> bool:
 
 def _max_pool(graph: SpikingGraph, name: str, node: MaxPool2d, shape: Shape, out: Shape) -> list[Written]:
     """Of spikes: count those of each window, one if there are any."""
-    if not brings_spikes(graph, name):
+    if name not in carried(graph, input_is_spikes=False).binary:
         raise refused(
             name, node, "takes other values than spikes of neurons", "allowed are spikes, whose sum tells if one came"
         )

@@ -16,12 +16,15 @@ from slamp.nodes import (
     NEURON,
     READOUT,
     WEIGHTED,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     Delay,
     Node,
+    Pad,
     Scale,
     arrays_of,
 )
+from slamp.wiring import adds_nothing
 
 STATE_LIMIT = 2**23  # u wraps beyond it, v saturates one below
 DECAY_ONE = 4096  # decays are shares of it
@@ -151,6 +154,13 @@ def fixed_point_problems(name: str, node: Node) -> Iterator[str]:
     """Yield what of a node fixed point cannot hold: field, value, what is allowed."""
     if isinstance(node, (Scale, AvgPool2d)):
         yield f"{name}: {type(node).__name__} has no fixed-point meaning; quantize folds it into weights"
+    if isinstance(node, AdaptiveAvgPool2d):
+        yield (
+            f"{name}: AdaptiveAvgPool2d has no fixed-point meaning, because its windows may differ in size; use "
+            "AvgPool2d, whose mean quantize folds into weights"
+        )
+    if isinstance(node, Pad) and not adds_nothing(node):
+        yield f"{name}: pads with {node.value:g}; fixed point pads with 0, or with values from the border"
     if isinstance(node, WEIGHTED):
         for key in ("weight", "bias"):
             array = getattr(node, key, None)

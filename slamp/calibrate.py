@@ -13,9 +13,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from slamp.activity import KEPT_SAMPLES, Activity, LayerActivity, NeuronActivity
+from slamp.carried import arriving, brings_binary, carried, next_neuron, routed
 from slamp.delays import DelayLine, holds_back
 from slamp.dynamics import NeuronState, TensorFunction, edge_values, exact_float32
 from slamp.engine import Dynamics, engine_of
@@ -26,15 +26,12 @@ from slamp.nodes import (
     NEURON,
     SPIKING,
     WEIGHTED,
-    AvgPool2d,
     CubaLI,
     CubaLIF,
-    Delay,
-    Flatten,
     Input,
+    MaxPool2d,
     Neuron,
     Spiking,
-    SumPool2d,
     Weighted,
 )
 from slamp.progress import ticker
@@ -54,8 +51,10 @@ def calibrate(graph: SpikingGraph, source: Source, *, fold: bool = True, progres
     """Measure activity per layer and step: SOPs, firing rates, membrane density at the threshold, input energies.
 
     SOPs are spikes times the non-zero synapses each reaches. A spike that passes a sum or average pool on its way
-    counts once for every window it lies in: hardware delivers every spike, it does not merge them. Analog inputs, and
-    values behind a normalization, count as one MAC per value that is not zero and synapse.
+    counts once for every window it lies in: hardware delivers every spike, it does not merge them. What leaves a max
+    pool of spikes is spikes again: one per window in which a neuron fires. Values repeated by `Upsample2d` or `Pad`
+    count where they are repeated. Analog inputs, and values behind a normalization, count as one MAC per value that is
+    not zero and synapse.
 
     Args:
         graph: The network.
@@ -127,33 +126,17 @@ class _Meter:
         self.dynamics, self.functions = engine_of(graph, first)
         self.neurons: dict[str, _NeuronTotals] = {}
         self.layers: dict[str, _LayerTotals] = {}
-        spike_fed = {graph.input} if first.is_spikes else set()  # carry spikes, possibly pooled
-        binary = set(spike_fed)  # carry spikes as they are, 0 and 1
+        self.carried = carried(graph, input_is_spikes=first.is_spikes)
         for name in graph.order:
-            node = graph.nodes[name]
-            sources = graph.sources(name)
+            node, sources = graph.nodes[name], graph.sources(name)
             if isinstance(node, NEURON):
                 self.neurons[name] = _NeuronTotals(node, graph.shapes[name], first.steps)
-                if isinstance(node, SPIKING):
-                    spike_fed.add(name)
-                    binary.add(name)
-                continue
-            if isinstance(node, Delay):
-                if all(isinstance(graph.nodes[source], SPIKING) or source in spike_fed for source in sources):
-                    spike_fed.add(name)
-                    binary.add(name)
-                continue
-            if isinstance(node, WEIGHTED):
-                kernel = _Kernel(_next_neuron(graph, name), graph.device)
+            elif isinstance(node, WEIGHTED):
+                kernel = _Kernel(_neuron_behind(graph, name), graph.device)
                 shape = graph.shapes[sources[0]]
                 self.layers[name] = _LayerTotals(node, shape, first.steps, kernel, graph.device)
-                self.layers[name].from_spikes = spike_fed.issuperset(sources)
-                self.layers[name].binary = len(sources) == 1 and sources[0] in binary
-            elif isinstance(node, (SumPool2d, AvgPool2d, Flatten)) and spike_fed.issuperset(sources):
-                spike_fed.add(name)
-                if isinstance(node, Flatten) and len(sources) == 1 and sources[0] in binary:
-                    binary.add(name)
-        self.spike_fed = frozenset(spike_fed)
+                self.layers[name].from_spikes = self.carried.events.issuperset(sources)
+                self.layers[name].binary = brings_binary(graph, sources, self.carried.binary)
         self.peaks: list[int] = [0] * first.steps
         largest = max(int(np.prod(shape)) for shape in graph.shapes.values())
         self.run_steps = max(1, RUN_BYTES // (4 * largest * first.batch))
@@ -161,6 +144,7 @@ class _Meter:
     def add(self, raster: SpikeRaster, *, fold: bool) -> None:
         # A delay may close a cycle, which can only be stepped.
         lines = delay_lines(self.graph, raster.batch)
+        late_events = delay_lines(self.graph, 1)
         run_steps = self.run_steps if fold and not lines else 1
         states = {name: layer.initial_state(raster.batch) for name, layer in self.dynamics.items()}
         traces: dict[str, torch.Tensor] = {}
@@ -168,7 +152,7 @@ class _Meter:
         best_step = torch.zeros(raster.batch, dtype=torch.int64, device=self.graph.device)
         for start in range(0, self.steps, run_steps):
             stop = min(start + run_steps, self.steps)
-            output = self._run(raster, start, stop, states, traces, lines)
+            output = self._run(raster, start, stop, states, traces, (lines, late_events))
             peaks, at = output.flatten(2).amax(2).max(0)
             best_step = torch.where(peaks > best, at + start, best_step)
             best = torch.maximum(best, peaks)
@@ -183,10 +167,13 @@ class _Meter:
         stop: int,
         states: Mapping[str, NeuronState],
         traces: dict[str, torch.Tensor],
-        lines: Mapping[str, DelayLine],
+        delays: tuple[Mapping[str, DelayLine], Mapping[str, DelayLine]],
     ) -> torch.Tensor:
-        """Run all layers over steps ``start`` to ``stop``; return the output, (steps, batch, *features)."""
-        graph = self.graph
+        """Run all layers over steps ``start`` to ``stop``; return the output, (steps, batch, *features).
+
+        ``delays`` are the memories of values and of events, step by step.
+        """
+        graph, (lines, late_events) = self.graph, delays
         values: dict[str, torch.Tensor] = {}
         events: dict[str, torch.Tensor] = {}  # events per step and feature, summed over the batch
         for name in graph.order:
@@ -200,8 +187,8 @@ class _Meter:
                 continue
             if name in lines and holds_back(node):
                 values[name] = lines[name].read()[None]
-                if name in self.spike_fed:
-                    events[name] = values[name].sum(1)
+                if name in self.carried.events:
+                    events[name] = late_events[name].read()
                 continue
             if name in self.dynamics:
                 drive, more = edge_values(values, sources)
@@ -211,27 +198,28 @@ class _Meter:
                     events[name] = values[name].sum(1)
                     self.neurons[name].add(start, events[name], run.v)
                 continue
-            x = summed(values, sources)
+            x, spikes = summed(values, sources), arriving(events, sources)
             if name in lines:
                 lines[name].push(x[0])
                 values[name] = lines[name].read()[None]
-                if name in self.spike_fed:
-                    events[name] = values[name].sum(1)
+                if spikes is not None:
+                    late_events[name].push(spikes)
+                    events[name] = late_events[name].read()
                 continue
-            arriving: torch.Tensor | None = None
-            if all(source in events for source in sources):
-                arriving = torch.stack([events[source] for source in sources]).sum(0)
-            if name in self.layers:
-                traces[name] = self.layers[name].add(start, x, arriving, traces.get(name))
-            elif arriving is not None:
-                routed = _routed(node, arriving)
-                if routed is not None:
-                    events[name] = routed
             values[name] = self.functions[name](x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            if name in self.layers:
+                traces[name] = self.layers[name].add(start, x, spikes, traces.get(name))
+            elif name in self.carried.events:
+                assert spikes is not None
+                events[name] = values[name].sum(1) if isinstance(node, MaxPool2d) else routed(node, spikes)
         for name, line in lines.items():
+            sources = graph.sources(name)
             if holds_back(graph.nodes[name]):
-                line.push(summed(values, graph.sources(name))[0])
+                line.push(summed(values, sources)[0])
+                if name in self.carried.events:
+                    late_events[name].push(summed(events, sources))
             line.advance()
+            late_events[name].advance()
         return values[graph.output]
 
     def result(self) -> Activity:
@@ -357,6 +345,13 @@ class _Kernel:
         return response[:steps], response[steps - 1 :].clone()
 
 
+def _neuron_behind(graph: SpikingGraph, name: str) -> Neuron | None:
+    found = next_neuron(graph, name)
+    node = None if found is None else graph.nodes[found]
+    assert node is None or isinstance(node, NEURON)
+    return node
+
+
 @lru_cache(maxsize=64)
 def filter_matrices(
     keep_mem: float, keep_syn: float, gain: float, current: bool, steps: int
@@ -390,30 +385,3 @@ def threshold_window(node: Spiking) -> torch.Tensor:
 def tap_groups(node: Weighted) -> int:
     """Number of groups of a weighted node."""
     return getattr(node, "groups", 1)
-
-
-def _routed(node: object, events: torch.Tensor) -> torch.Tensor | None:
-    """Carry event counts (steps, *features) through wiring: pools merge spikes, they do not scale them."""
-    match node:
-        case SumPool2d():
-            return F.avg_pool2d(events, node.kernel_size, node.stride, divisor_override=1)
-        case AvgPool2d():
-            return F.avg_pool2d(events, node.kernel_size, node.stride, node.padding, divisor_override=1)
-        case Flatten():
-            return torch.flatten(events, node.start_dim + 1, node.end_dim + 1)
-        case _:
-            return None
-
-
-def _next_neuron(graph: SpikingGraph, name: str) -> Neuron | None:
-    """Return the neuron layer a weighted node drives, None if its output leaves the network unintegrated."""
-    while True:
-        targets = graph.targets(name)
-        if not targets:
-            return None
-        name = targets[0]
-        node = graph.nodes[name]
-        if isinstance(node, NEURON):
-            return node
-        if isinstance(node, WEIGHTED):
-            return None

@@ -13,6 +13,7 @@ from slamp.digests import kept_hash
 from slamp.errors import MaskError
 from slamp.graph import SpikingGraph
 from slamp.nodes import WEIGHTED, Conv1d, Conv2d, Output, Weighted
+from slamp.wiring import keeps_channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,8 @@ def check_channels(graph: SpikingGraph, channels: Channels) -> None:
 def kept_outputs(graph: SpikingGraph, channels: Channels) -> dict[str, np.ndarray]:
     """Return for every node which entries along the first axis of its output stay, bool.
 
-    A channel is one entry until a Flatten merges axes into the first one; from there it is a block of neighbors.
+    A channel is one entry until a Flatten or Reshape merges axes into the first one, and a block of neighbors from
+    there on.
     """
     kept: dict[str, np.ndarray] = {}
     for name in graph.order:
@@ -125,6 +127,8 @@ def _obstacle(graph: SpikingGraph, name: str) -> str:
             return "no weighted node follows: they are the outputs of the network"
         if isinstance(node, WEIGHTED):
             return f"it feeds {target}, a convolution with groups" if _grouped(node) else ""
+        if not keeps_channels(node, graph.shapes[before]):
+            return f"{target}, a {type(node).__name__}, gives other channels than it gets"
         before = target
 
 

@@ -15,8 +15,9 @@ from slamp.errors import MappingError
 from slamp.graph import SpikingGraph
 from slamp.memory import encoded_bits
 from slamp.nodes import Conv1d, Conv2d, Weighted
-from slamp.populations import Population, reached, weights_of
+from slamp.populations import Path, Population, mixes_channels, outputs_into, reached, weights_of
 from slamp.profile import Profile
+from slamp.taps import tap_shape
 
 NEURONS, AXONS_IN, AXONS_OUT = "neurons", "input axons", "output axons"
 MEMORY, FORMATS = "synaptic memory, bits", "synapse formats"
@@ -116,11 +117,28 @@ class _Cutter:
         return weights_of(self.graph, self.population)
 
     @cached_property
+    def scattered(self) -> dict[str, list[Path]]:
+        """Last weights of paths on which channels of weights are not those of neurons in their order, with the paths.
+
+        If there is one, all last weights are listed.
+        """
+        ends = {path: [name for name in path.nodes if name in self.weights][-1:] for path in self.population.paths}
+        if not any(mixes_channels(self.graph, path) for path in ends):
+            return {}
+        found: dict[str, list[Path]] = {}
+        for path, last in ends.items():
+            for name in last:
+                found.setdefault(name, []).append(path)
+        return found
+
+    @cached_property
     def channel_counts(self) -> list[int]:
         """Numbers of channel ranges worth trying: one per size of the largest range."""
         channels = self.population.channels
         last = self.weights.get(self.population.layer)
-        if isinstance(last, (Conv1d, Conv2d)) and last.groups > 1:  # whole groups, or equal parts of each
+        if (
+            isinstance(last, (Conv1d, Conv2d)) and last.groups > 1 and not self.scattered
+        ):  # whole groups, or equal parts of each
             outputs = channels // last.groups
             apart = [count for count in range(1, last.groups + 1) if last.groups % count == 0]
             within = [last.groups * part for part in range(2, outputs + 1) if outputs % part == 0]
@@ -146,7 +164,15 @@ class _Cutter:
         total = 0.0
         for name, node in self.weights.items():
             shape = self.graph.shapes[self.graph.sources(name)[0]]
-            if name == self.population.layer:
+            if name in self.scattered:
+                kept = np.any(
+                    [outputs_into(self.graph, self.population, p, span) for p in self.scattered[name]], axis=0
+                )
+                if not kept.any():
+                    continue
+                if tap_shape(node)[0] == 1:
+                    node = replace(node, weight=node.weight[kept])
+            elif name == self.population.layer:
                 node, shape = sliced(node, shape, span)
             encoded = encoded_bits(synapse_lists(node, shape), self.profile)
             total += min(encoded.values(), default=0.0)

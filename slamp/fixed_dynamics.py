@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from slamp.arithmetic import DECAY_ONE, SHIFT, STATE_LIMIT, common_exponent
+from slamp.carried import concatenates
 from slamp.dynamics import NeuronRun, NeuronState, TensorFunction, added
 from slamp.errors import GraphError
 from slamp.graph import SpikingGraph
@@ -23,20 +24,23 @@ from slamp.nodes import (
     READOUT,
     SPIKING,
     WEIGHTED,
+    WIRING,
     Affine,
     Conv1d,
     Conv2d,
     CubaLI,
     CubaLIF,
-    Flatten,
     Input,
     Linear,
+    MaxPool2d,
     Neuron,
     Node,
     Output,
+    Sum,
     SumPool2d,
     Weighted,
 )
+from slamp.wiring import wiring_function
 
 FLOAT32_WHOLE, FLOAT64_WHOLE = 2.0**24, 2.0**53
 # Lava holds sums as int32 and shifts them by 6; its convolutions wrap at 24 bits. Sums that may go beyond are refused.
@@ -126,10 +130,12 @@ def wrapped_current(u: np.ndarray) -> np.ndarray:
 def fixed_function(node: Node, bound: float, *, where: str) -> TensorFunction:
     """Return the function of a node without memory, exact for inputs of at most ``bound`` in absolute value."""
     match node:
-        case Input() | Output():
+        case Input() | Output() | Sum():
             return lambda x: x
-        case Flatten():
-            return lambda x: torch.flatten(x, node.start_dim + 1, node.end_dim + 1)
+        case MaxPool2d():
+            return lambda x: F.max_pool2d(x, node.kernel_size, node.stride, node.padding, node.dilation)
+        case _ if isinstance(node, WIRING):
+            return wiring_function(node)
         case SumPool2d():
             dtype = _dtype(bound * node.kernel_size[0] * node.kernel_size[1], 1.0, where)
             return lambda x: F.avg_pool2d(x.to(dtype), node.kernel_size, node.stride, divisor_override=1)
@@ -150,7 +156,8 @@ def value_bounds(graph: SpikingGraph, largest_input: float) -> Mapping[str, floa
 
     def arriving(name: str) -> float:
         sources = graph.sources(name)
-        return sum(leaving(source) for source in sources) if sources else largest_input
+        found = [leaving(source) for source in sources]
+        return (max(found) if concatenates(graph, sources) else sum(found)) if sources else largest_input
 
     def leaving(name: str) -> float:
         node = graph.nodes[name]
@@ -167,7 +174,7 @@ def value_bounds(graph: SpikingGraph, largest_input: float) -> Mapping[str, floa
         leaving(name)
     bounds = {name: arriving(name) for name in graph.order}
     for name, bound in bounds.items():
-        if isinstance(graph.nodes[name], NEURON) and bound > MAX_SUM:
+        if isinstance(graph.nodes[name], (Sum, *NEURON)) and bound > MAX_SUM:
             raise GraphError(
                 f"{name}: the sum of its inputs may reach {bound:.0f}; allowed is {MAX_SUM}, beyond which Lava's "
                 "integers overflow; use smaller weight exponents, or smaller graded inputs"

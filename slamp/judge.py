@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from slamp.carried import shown_neurons
 from slamp.compare import Comparison, Difference, shifted
 from slamp.graph import SpikingGraph
 from slamp.raster import SpikeRaster
 from slamp.rounding import membrane_bound, output_bound
-from slamp.simulate import Recording, output_neuron
+from slamp.simulate import Recording
 
 
 def judge_sample(
@@ -44,9 +45,11 @@ def judge_sample(
         return "different", replace(first, cause="value: the analog output is farther off than rounding explains")
     sample = first.sample
     inside = inputs.samples(sample, sample + 1)
-    if first.layer == graph.output and output_neuron(graph) in comparison.layers:
-        return "different", replace(first, cause="output: its layer's spikes agree, but the output is not those spikes")
     located = _at_neuron(graph, first)
+    if first.layer == graph.output and located.layer in comparison.layers:
+        return "different", replace(first, cause="output: its layer's spikes agree, but the output is not those spikes")
+    if located.layer not in graph.spiking:
+        return "different", replace(first, cause="output: a pool hides which neuron differs, so no tie can be shown")
     measured = _measured(graph, inside, spikes_of(reference, sample), located)
     if not _within(measured):
         return "different", measured
@@ -66,12 +69,14 @@ def spikes_of(recording: Recording, sample: int) -> dict[str, torch.Tensor]:
 
 def _at_neuron(graph: SpikingGraph, first: Difference) -> Difference:
     """Name the neuron layer behind a differing cell of the output."""
-    layer = output_neuron(graph)
-    if first.layer != graph.output or layer is None:
+    if first.layer != graph.output:
         return first
     flat = int(np.ravel_multi_index(first.neuron, graph.shapes[graph.output]))
-    neuron = tuple(int(axis) for axis in np.unravel_index(flat, graph.shapes[layer]))
-    return replace(first, layer=layer, neuron=neuron)
+    for layer, (features, neurons) in shown_neurons(graph).items():
+        for at in np.flatnonzero(features == flat):
+            neuron = np.unravel_index(int(neurons[at]), graph.shapes[layer])
+            return replace(first, layer=layer, neuron=tuple(int(axis) for axis in neuron))
+    return first
 
 
 def _measured(
@@ -109,10 +114,13 @@ def _unexplained(
     inputs = SpikeRaster(inputs.data[:steps], inputs.dt, kind=inputs.kind)
     shown = {name: shifted(part, latency, steps) for name, part in spikes_of(replayed, sample).items()}
     output = shifted(replayed.output.data, latency, steps)[:, sample : sample + 1].cpu()
-    last = output_neuron(graph)
-    if last is not None and last not in shown and replayed.output.is_spikes:
-        shown[last] = output.reshape(steps, 1, *graph.shapes[last])
-    spikes = {name: part[:steps] for name, part in spikes_of(reference, sample).items()} | shown
+    expected = {name: part[:steps] for name, part in spikes_of(reference, sample).items()}
+    for name, (features, neurons) in shown_neurons(graph).items() if replayed.output.is_spikes else ():
+        if name not in shown:  # neurons that the output leaves out are taken as in the graph
+            flat = expected[name].flatten(2).clone()
+            flat[:, :, neurons] = output.flatten(2)[:, :, features]
+            shown[name] = flat.reshape(expected[name].shape)
+    spikes = expected | shown
     hidden = f" ({', '.join(comparison.unobserved)} taken as in the graph)" if comparison.unobserved else ""
     for name in [name for name in graph.spiking if name in shown]:
         bounded = membrane_bound(graph, name, inputs, spikes)

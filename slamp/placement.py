@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, Affine, Flatten, Linear, Shape
+from slamp.nodes import NEURON, Affine, Linear, Shape
+from slamp.wiring import flattens
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ def _weighted_sources(graph: SpikingGraph, name: str) -> tuple[str, ...]:
 def read_map(graph: SpikingGraph, name: str) -> Shape:
     """Shape of what a linear layer reads before it was flattened: (channels, y, x) or (channels,)."""
     source = graph.sources(name)[0]
-    while isinstance(graph.nodes[source], (Flatten, *NEURON)):
+    while isinstance(node := graph.nodes[source], NEURON) or flattens(node):
         source = graph.sources(source)[0]
     return graph.shapes[source]
 

@@ -15,21 +15,29 @@ import torch
 import torch.nn.functional as F
 
 from slamp.activity import Activity
+from slamp.dynamics import TensorFunction
+from slamp.errors import MappingError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
     NEURON,
     WEIGHTED,
+    WIRING,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv1d,
     Conv2d,
     Delay,
     Flatten,
     Input,
+    MaxPool2d,
+    Reshape,
     Scale,
     Shape,
+    Sum,
     SumPool2d,
     Weighted,
 )
+from slamp.wiring import flattens, keeps_channels, wiring_function
 
 # Values of one batch of maps stay below this many.
 BATCH_VALUES = 4 << 20
@@ -81,7 +89,7 @@ def populations(graph: SpikingGraph, *, host: Collection[str] = ()) -> list[Popu
         weighted = [node for path in paths for node in path.nodes if isinstance(graph.nodes[node], WEIGHTED)]
         shape = graph.shapes[name]
         if paths and paths[0].nodes:  # a Flatten before the neurons hides the channels
-            inner = [node for node in paths[0].nodes if not isinstance(graph.nodes[node], Flatten)]
+            inner = [node for node in paths[0].nodes if not flattens(graph.nodes[node])]
             shape = graph.shapes[inner[-1]] if inner else shape
         found.append(Population(name, weighted[-1] if weighted else name, shape, paths))
     return found
@@ -113,7 +121,32 @@ def _weights_of(graph: SpikingGraph, population: Population) -> list[str]:
 def _paths(graph: SpikingGraph, name: str, behind: tuple[str, ...]) -> list[Path]:
     if isinstance(graph.nodes[name], (*NEURON, Input)):
         return [Path(name, behind)]
+    if name in behind:
+        raise MappingError(f"{name}: lies on a cycle without neurons, which no core computes; put neurons there")
     return [path for source in graph.sources(name) for path in _paths(graph, source, (name, *behind))]
+
+
+def mixes_channels(graph: SpikingGraph, path: Path) -> bool:
+    """True if, between the last weights of a path and the neurons, channels change places, join or are left out."""
+    weighted = [at for at, name in enumerate(path.nodes) if isinstance(graph.nodes[name], WEIGHTED)]
+    behind = path.nodes[weighted[-1] + 1 :] if weighted else ()
+    return any(not flattens(graph.nodes[name]) and not _in_order(graph, name) for name in behind)
+
+
+def _in_order(graph: SpikingGraph, name: str) -> bool:
+    node, shape = graph.nodes[name], graph.shapes[graph.sources(name)[0]]
+    return not isinstance(node, Reshape) and keeps_channels(node, shape) and graph.shapes[name][0] == shape[0]
+
+
+def outputs_into(graph: SpikingGraph, population: Population, path: Path, channels: range) -> np.ndarray:
+    """Return which outputs of the last weights of a path reach some channels of a population, bool (outputs,)."""
+    y = torch.zeros(1, *population.shape)
+    y[:, channels.start : channels.stop] = 1
+    for name in reversed(path.nodes):
+        if isinstance(graph.nodes[name], WEIGHTED):
+            return np.asarray(y.reshape(graph.shapes[name][0], -1).numpy().any(1))
+        y = _back(graph, name, y, graph.shapes[graph.sources(name)[0]], None)
+    raise AssertionError("the path has no weights")
 
 
 def reached(
@@ -147,7 +180,7 @@ def _reached(
     for part, span in enumerate(positions):
         chosen[part, span.start : span.stop] = 1
     weighted = [name for name in path.nodes if isinstance(graph.nodes[name], WEIGHTED)]
-    last = weighted[-1] if weighted else None
+    last = weighted[-1] if weighted and not mixes_channels(graph, path) else None
     if last is None:
         inside = torch.as_tensor(_between(population.channels, channels), dtype=torch.float32)
         y = inside[None, :, None] * chosen[:, None]
@@ -157,7 +190,7 @@ def _reached(
     followed = last is None
     for name in reversed(path.nodes):
         source = graph.shapes[graph.sources(name)[0]]
-        if isinstance(graph.nodes[name], Flatten) and last is not None and not followed:
+        if flattens(graph.nodes[name]) and last is not None and not followed:
             continue  # between weights and neurons, channels and positions are kept apart
         followed |= name == last
         # Behind the last weights all channels that were chosen are one (or one per group).
@@ -184,8 +217,14 @@ def _back(graph: SpikingGraph, name: str, y: torch.Tensor, shape: Shape, channel
     match node:
         case Flatten():
             return y.reshape(-1, *shape)
-        case Scale() | Delay():
+        case Scale() | Delay() | Sum():
             return y
+        case AdaptiveAvgPool2d():
+            return _back_linear(lambda x: F.adaptive_avg_pool2d(x, node.output_size), y, shape)
+        case MaxPool2d():
+            return _back_linear(lambda x: _windows(node, x), y, shape)
+        case _ if isinstance(node, WIRING):
+            return _back_linear(wiring_function(node), y, shape)
         case SumPool2d() | AvgPool2d():
             borders = node.padding if isinstance(node, AvgPool2d) else (0, 0)
             if node.kernel_size == node.stride:
@@ -201,6 +240,20 @@ def _back(graph: SpikingGraph, name: str, y: torch.Tensor, shape: Shape, channel
     weight = node.weight if channels is None else node.weight[channels.start : channels.stop]
     live = (weight != 0).any(0, keepdims=True) if channels is not None else weight != 0
     return y.reshape(len(y), -1) @ torch.as_tensor(live, dtype=torch.float32)
+
+
+def _back_linear(function: TensorFunction, y: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Carry a map back through a function without negative weights: its gradient is its transpose."""
+    x = torch.zeros(len(y), *shape, requires_grad=True)
+    with torch.enable_grad():
+        (back,) = torch.autograd.grad(function(x), x, y)
+    return back
+
+
+def _windows(node: MaxPool2d, x: torch.Tensor) -> torch.Tensor:
+    """Sum over the windows of a max pool: every value in them can decide."""
+    kernel = torch.ones(x.shape[1], 1, *node.kernel_size)
+    return F.conv2d(x, kernel, None, node.stride, node.padding, node.dilation, groups=x.shape[1])
 
 
 def _back_convolution(node: Conv1d | Conv2d, y: torch.Tensor, shape: Shape, channels: range | None) -> torch.Tensor:

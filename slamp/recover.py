@@ -23,11 +23,12 @@ from slamp.dynamics import NeuronDynamics, edge_values, exact_float32, stateless
 from slamp.errors import MaskError, SilentNetworkError
 from slamp.graph import SpikingGraph
 from slamp.masks import Masks, masked_copy
-from slamp.nodes import NEURON, SPIKING, WEIGHTED, Input, Neuron, Node, Output, Scale
+from slamp.nodes import NEURON, SPIKING, WEIGHTED, Input, MaxPool2d, Neuron, Node, Output, Scale
 from slamp.progress import ticker
 from slamp.raster import SpikeRaster
 from slamp.read_modules import read_module
 from slamp.simulate import summed
+from slamp.wiring import keeps_channels
 
 Modules = dict[str, tuple[str, torch.nn.Module]]
 # Logarithms of the gains tried first, 0.5 to 8 in steps of sqrt(2), the nearest to 1 first.
@@ -185,17 +186,25 @@ def _better(
 
 
 def _stages(graph: SpikingGraph) -> list[_Stage]:
-    """Return every spiking layer that a weighted node drives alone."""
+    """Return every spiking layer that a weighted node drives alone, channel by channel and without a max pool."""
     stages = []
     for neuron in graph.spiking:
         between: list[str] = []
         (name, *more) = graph.sources(neuron)
-        while not more and not isinstance(graph.nodes[name], (*WEIGHTED, *NEURON, Input)):
+        while not more and _scales_along(graph, name):
             between.insert(0, name)
             (name, *more) = graph.sources(name)
         if not more and isinstance(graph.nodes[name], WEIGHTED):
             stages.append(_Stage(name, tuple(between), neuron))
     return stages
+
+
+def _scales_along(graph: SpikingGraph, name: str) -> bool:
+    """True if a gain per channel before a node is one behind it."""
+    node = graph.nodes[name]
+    if isinstance(node, (*WEIGHTED, *NEURON, Input, MaxPool2d)):
+        return False
+    return keeps_channels(node, graph.shapes[graph.sources(name)[0]])
 
 
 def _drive(graph: SpikingGraph, stage: _Stage, values: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -17,9 +17,8 @@ first cell that differs, both runs share them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ import torch.nn.functional as F
 
 from slamp.causality import computed_before
 from slamp.delays import holds_back
-from slamp.dynamics import stateless_function
 from slamp.errors import GraphError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
@@ -50,12 +48,12 @@ from slamp.nodes import (
     Neuron,
     Node,
     Output,
-    Pad,
     Scale,
     Sum,
     SumPool2d,
 )
 from slamp.raster import SpikeRaster
+from slamp.shapes import adaptive_windows
 from slamp.simulate import check_raster
 from slamp.wiring import wiring_function
 
@@ -216,15 +214,18 @@ def _stateless(node: Node, x: Bounded) -> Bounded:
         case Output() | Sum():
             return x
         case _ if isinstance(node, WIRING):
-            filled = replace(node, value=0.0) if isinstance(node, Pad) else node
-            return Bounded(wiring_function(node)(x.value), wiring_function(filled)(x.error))
+            move = wiring_function(node)
+            fresh = move(torch.zeros_like(x.value))  # what a Pad fills in is exact
+            return Bounded(move(x.value), move(x.error) - fresh)
         case MaxPool2d():
-            largest = stateless_function(node, "cpu")
-            return Bounded(largest(x.value), largest(x.error))
+            return Bounded(
+                *(
+                    F.max_pool2d(part, node.kernel_size, node.stride, node.padding, node.dilation)
+                    for part in (x.value, x.error)
+                )
+            )
         case AdaptiveAvgPool2d():
-            mean, size = stateless_function(node, "cpu"), x.value.abs() + x.error
-            cells = math.prod(side // out + 2 for side, out in zip(size.shape[-2:], node.output_size, strict=True))
-            return Bounded(mean(x.value), mean(x.error) + _gamma(cells + 2) * mean(size) + 2 * TINY)
+            return _adaptive(node, x)
         case Linear() | Affine() | Conv1d() | Conv2d():
             return _weighted_sum(node, x)
         case SumPool2d() | AvgPool2d():
@@ -271,6 +272,14 @@ def _pooled(node: SumPool2d | AvgPool2d, x: Bounded) -> Bounded:
     # sum of all cells, then at most a division and a multiplication by the number of cells
     error = total(x.error) * factor + _gamma(cells + 2) * size + 2 * TINY
     return Bounded(total(x.value) * factor, error)
+
+
+def _adaptive(node: AdaptiveAvgPool2d, x: Bounded) -> Bounded:
+    sides = zip(x.value.shape[-2:], node.output_size, strict=True)
+    rows, columns = (max(stop - start for start, stop in adaptive_windows(*side)) for side in sides)
+    size = F.adaptive_avg_pool2d(x.value.abs() + x.error, node.output_size)
+    error = F.adaptive_avg_pool2d(x.error, node.output_size) + _gamma(rows * columns + 2) * size + 2 * TINY
+    return Bounded(F.adaptive_avg_pool2d(x.value, node.output_size), error)
 
 
 def _membranes(state: _State, parts: Sequence[Bounded], fired: torch.Tensor | None) -> Bounded:

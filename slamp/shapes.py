@@ -45,10 +45,10 @@ def output_shape(name: str, node: Node, shape: Shape) -> Shape:
         case MaxPool2d():
             return _max_pool(name, node, shape)
         case AdaptiveAvgPool2d():
-            if len(shape) != 3 or min(node.output_size) < 1:
-                raise shape_mismatch(
-                    name, node, shape, f"(channels, y, x); output_size {node.output_size} must be positive"
-                )
+            if min(node.output_size) < 1:
+                raise GraphError(f"{name}: output_size is {node.output_size}; allowed are sides of 1 and more")
+            if len(shape) != 3:
+                raise shape_mismatch(name, node, shape, "(channels, y, x)")
             return (shape[0], *node.output_size)
         case Sum():
             return shape
@@ -66,6 +66,11 @@ def output_shape(name: str, node: Node, shape: Shape) -> Shape:
                     raise shape_mismatch(name, node, shape, f"{array.shape} ({field})")
             assert isinstance(node, NEURON)
             return shape
+
+
+def adaptive_windows(size: int, wanted: int) -> list[tuple[int, int]]:
+    """Return first and one after last of every window along one axis, as torch's adaptive pools choose them."""
+    return [(k * size // wanted, -(-(k + 1) * size // wanted)) for k in range(wanted)]
 
 
 def _conv(name: str, node: Conv1d | Conv2d, shape: Shape) -> Shape:

@@ -11,7 +11,7 @@ from slamp.activity import Activity, LayerActivity, NeuronActivity
 from slamp.channels import Channels, check_channels, kept_outputs
 from slamp.errors import MaskError
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, WEIGHTED, Node, Scale, Weighted, arrays_of, frozen_array, uniform
+from slamp.nodes import NEURON, WEIGHTED, Node, Reshape, Scale, Weighted, arrays_of, frozen_array, uniform
 from slamp.taps import weighted_sum
 
 
@@ -33,6 +33,8 @@ def shrunk_graph(graph: SpikingGraph, channels: Channels) -> SpikingGraph:
         elif isinstance(node, (Scale, *NEURON)) and not kept[name].all():
             rows: dict[str, Any] = {key: _rows(array, kept[name]) for key, array in arrays_of(node).items()}
             nodes[name] = replace(node, **rows)
+        elif isinstance(node, Reshape):
+            nodes[name] = Reshape((int(np.count_nonzero(kept[name])), *node.shape[1:]))
         else:
             nodes[name] = node
     return SpikingGraph(nodes, graph.edges, graph.dt, graph.arithmetic, graph.parameters, graph.device)

@@ -9,15 +9,15 @@ from typing import Literal
 import torch
 
 from slamp.arithmetic import FixedPoint
+from slamp.carried import carried
 from slamp.delays import DelayLine, holds_back
 from slamp.dynamics import added, edge_values, exact_float32
 from slamp.engine import engine_of
 from slamp.errors import GraphError, RasterError
 from slamp.events import Quantity, run_events, unknown_to_events, worth_events
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, READOUT, SPIKING, WIRING, Delay, Flatten, MaxPool2d, Sum
+from slamp.nodes import NEURON, READOUT, SPIKING, Delay, Flatten, Reshape, Sum
 from slamp.raster import SpikeRaster
-from slamp.wiring import adds_nothing, apart
 
 Record = Literal["output", "spikes", "all"]
 Engine = Literal["auto", "batched", "events"]
@@ -226,7 +226,7 @@ def _stacked(parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor | No
 
 
 def output_neuron(graph: SpikingGraph) -> str | None:
-    """Return the neuron layer whose values are the output, or None if the output is a current."""
+    """Return the neuron layer whose values, all of them in row-major order, are the output, or None."""
     name = graph.output
     while True:
         sources = graph.sources(name)
@@ -235,33 +235,13 @@ def output_neuron(graph: SpikingGraph) -> str | None:
         name = sources[0]
         if isinstance(graph.nodes[name], NEURON):
             return name
-        if not isinstance(graph.nodes[name], Flatten):
+        if not isinstance(graph.nodes[name], (Flatten, Reshape, Sum)):
             return None
 
 
 def is_spiking_output(graph: SpikingGraph) -> bool:
-    """True if the output consists of spikes, moved, repeated or concatenated; False for membranes or currents."""
-    return brings_spikes(graph, graph.output)
-
-
-def brings_spikes(graph: SpikingGraph, name: str) -> bool:
-    """True if what the edges into a node bring together is spikes of neurons, 0 and 1."""
-    sources = graph.sources(name)
-    if len(sources) != 1 and not (sources and concatenates(graph, sources)):
-        return False
-    for source in sources:
-        node = graph.nodes[source]
-        if isinstance(node, SPIKING):
-            continue
-        passes = isinstance(node, (Sum, MaxPool2d)) or (isinstance(node, WIRING) and adds_nothing(node))
-        if not passes or not brings_spikes(graph, source):
-            return False
-    return True
-
-
-def concatenates(graph: SpikingGraph, sources: Sequence[str]) -> bool:
-    """True if nodes are `Place` nodes of which no two meet, so that their sum is a concatenation."""
-    return apart([(graph.nodes[source], graph.shapes[graph.sources(source)[0]]) for source in sources])
+    """True if the output is spikes of neurons, perhaps moved or concatenated; False for membranes, currents, sums."""
+    return graph.output in carried(graph, input_is_spikes=False).binary
 
 
 def check_raster(graph: SpikingGraph, raster: SpikeRaster) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from slamp.atomic import write_atomically
+from slamp.carried import next_neuron
 from slamp.energy import on_host
 from slamp.errors import MissingDependencyError
 from slamp.manifest import versions
@@ -168,14 +169,8 @@ def _layers(run: Run) -> list[dict[str, Any]]:
 
 def _driven(run: Run, name: str) -> str | None:
     """Return the spiking layer a weighted node drives, or None."""
-    graph = run.shipped
-    while targets := graph.targets(name):
-        name = targets[0]
-        if name in graph.spiking:
-            return name
-        if name in graph.weighted:
-            return None
-    return None
+    neuron = next_neuron(run.shipped, name)
+    return neuron if neuron in run.shipped.spiking else None
 
 
 def _budgets(run: Run, pruning: Pruning) -> list[dict[str, Any]]:

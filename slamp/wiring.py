@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from slamp.errors import GraphError
-from slamp.nodes import Flatten, Pad, Permute, Place, Reshape, Shape, Take, Upsample2d, Wiring, shape_mismatch
+from slamp.nodes import Flatten, Node, Pad, Permute, Place, Reshape, Shape, Take, Upsample2d, Wiring, shape_mismatch
 
 PAD_MODES = ("constant", "reflect", "replicate", "circular")
 
@@ -79,6 +79,31 @@ def wiring_function(node: Wiring) -> Callable[[torch.Tensor], torch.Tensor]:
 def adds_nothing(node: Wiring) -> bool:
     """True unless the node fills in another value than 0."""
     return not isinstance(node, Pad) or node.mode != "constant" or node.value == 0.0
+
+
+def flattens(node: Node) -> bool:
+    """True if values in row-major order are given another shape in which channels are not told apart."""
+    return isinstance(node, Flatten) or (isinstance(node, Reshape) and len(node.shape) == 1)
+
+
+def keeps_channels(node: Node, shape: Shape) -> bool:
+    """True if every entry along the first feature axis stays one, or becomes a block of neighbors, in its place.
+
+    Args:
+        node: Any node but a weighted one.
+        shape: Of its input.
+    """
+    match node:
+        case Reshape():
+            return node.shape[0] % shape[0] == 0
+        case Permute():
+            return node.axes[0] == 0
+        case Take() | Place():
+            return node.axis > 0
+        case Pad():
+            return len(node.padding) < len(shape)
+        case _:
+            return True
 
 
 def apart(places: Collection[tuple[object, Shape]]) -> bool:

@@ -293,6 +293,20 @@ def test_delays_that_float32_seconds_do_not_tell_apart_are_refused() -> None:
         lower(longer)
 
 
+def test_the_file_taken_literally_is_the_same_network(tmp_path: Path) -> None:
+    graph, raster = lively()
+    path = NirExporter().write(graph, tmp_path / "out").file("network")
+    literal = slamp.load_nir(path, dt=DT)
+    assert {name for name, node in literal.nodes.items() if isinstance(node, Delay)} == {
+        name for name, node in graph.nodes.items() if isinstance(node, Delay)
+    }
+    expected, found = (simulate(one, raster, record="spikes") for one in (graph, literal))
+    for name in graph.spiking:
+        assert torch.equal(found[name].spikes, expected[name].spikes), name
+    with pytest.raises(UnsupportedNodeError, match=r"delays by .* steps of 0\.0007; allowed are whole steps"):
+        slamp.load_nir(path, dt=7e-4)
+
+
 def test_spikingjelly_refuses_delays_by_name(tmp_path: Path) -> None:
     graph, raster = lively()
     artifact = NirExporter().write(graph, tmp_path / "out")

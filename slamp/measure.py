@@ -12,7 +12,7 @@ from slamp.activity import Activity
 from slamp.allocate import allocate
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
-from slamp.capture import read_graph
+from slamp.capture import graph_of
 from slamp.errors import RasterError
 from slamp.graph import SpikingGraph
 from slamp.masks import make_masks
@@ -115,7 +115,7 @@ def densities_curve(
 
     The first 128 samples of ``raster`` are used; if a layer never fires on them the curve is empty.
     """
-    graph, _ = read_graph(net, raster.features, raster.dt)
+    graph = graph_of(net, raster)
     raster = raster.samples(0, BATCH)
     activity = calibrate(graph, raster)
     if not all(activity.neurons[name].spike_counts.any() for name in graph.spiking):
@@ -130,6 +130,6 @@ def densities_curve(
             continue
         masks = make_masks(scores, allocate(scores, Budget(density=density)))
         pruned = recover(net, masks, raster, per="neuron", targets=activity)
-        pruned_graph, _ = read_graph(pruned, raster.features, raster.dt)
+        pruned_graph = graph_of(pruned, raster)
         points.append((density, accuracy(pruned_graph, held_out, readout=readout)))
     return points

@@ -20,7 +20,7 @@ import torch
 
 from slamp.activity import Activity
 from slamp.calibrate import calibrate
-from slamp.capture import node_name, read_graph
+from slamp.capture import graph_of
 from slamp.errors import MaskError, SilentNetworkError
 from slamp.graph import SpikingGraph
 from slamp.masks import Masks, masked_copy
@@ -28,6 +28,7 @@ from slamp.nodes import Scale, frozen_array
 from slamp.progress import ticker
 from slamp.raster import SpikeRaster
 from slamp.rates import Normalizations, Restoration, scaled_weight
+from slamp.read_sites import node_name
 
 # One layer's values over all steps of the samples used stay below this.
 STAGE_BYTES = 256 << 20
@@ -61,7 +62,7 @@ def recover(
     """
     if per not in ("layer", "neuron"):
         raise MaskError(f"recover: per is {per!r}; allowed are 'layer' and 'neuron'")
-    graph, _ = read_graph(net, raster.features, raster.dt)
+    graph = graph_of(net, raster)
     return recover_graph(net, graph, masks, raster, per=per, targets=targets, progress=progress)
 
 

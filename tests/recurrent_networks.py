@@ -149,7 +149,13 @@ def living(make: Callable[[], Network]) -> tuple[Network, SpikingGraph, SpikeRas
         net = make()
     raster = samples(net.features)
     parameters = net.graph().parameters
-    drivers = {"first": ("first_in",), "second": ("second_in",), "n1": ("fc1",), "n2": ("fc2", "around"), "n3": ("fc3",)}
+    drivers = {
+        "first": ("first_in",),
+        "second": ("second_in",),
+        "n1": ("fc1",),
+        "n2": ("fc2", "around"),
+        "n3": ("fc3",),
+    }
     if isinstance(net, Shared):
         drivers = {"n1": ("conv",), "n3": ("fc",)}
     for layer, weights in drivers.items():

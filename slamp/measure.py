@@ -20,7 +20,7 @@ from slamp.raster import SpikeRaster
 from slamp.recover import recover
 from slamp.score import resolve_method, score
 from slamp.shared import live_count, weight_count
-from slamp.simulate import predictions, simulate
+from slamp.simulate import predictions, readout_of, simulate
 from slamp.taps import connections, weighted_sum
 
 BATCH = 128
@@ -61,7 +61,7 @@ def account(
     held_out: SpikeRaster,
     metric: float | None = None,
     *,
-    readout: str = "mean",
+    readout: str | None = None,
     weights: int | None = None,
 ) -> Accounts:
     """Measure a graph on the calibration and the held-out sample.
@@ -71,7 +71,7 @@ def account(
         raster: Calibration sample.
         held_out: Held-out sample.
         metric: Replaces the accuracy from labels.
-        readout: How the output is read.
+        readout: How the output is read; see `accuracy`.
         weights: Of the network as it was, if channels were removed from it.
     """
     kept = {name: node.weight != 0 for name, node in graph.weighted.items()}
@@ -93,14 +93,21 @@ def account(
     )
 
 
-def accuracy(graph: SpikingGraph, raster: SpikeRaster, *, readout: str = "mean") -> float:
-    """Share of samples whose label is the class with the largest output, read over time as ``readout`` says.
+def accuracy(graph: SpikingGraph, raster: SpikeRaster, *, readout: str | None = None) -> float:
+    """Share of samples whose label is the class with the largest output.
+
+    Args:
+        graph: The network.
+        raster: Samples with labels.
+        readout: How the output is read over time: "mean", "sum", "last" or "max"; by default as the captured module
+            reads it (``graph.readout``), and "mean" where it returns every step.
 
     Raises:
         RasterError: The raster has no labels.
     """
     if raster.labels is None:
         raise RasterError("accuracy: the raster has no labels; give labels of shape (batch,)")
+    readout = readout_of(graph, readout)
     hits = 0
     for part in raster.batches(BATCH):
         assert part.labels is not None

@@ -10,7 +10,9 @@ One step of each neuron, with constants folded in float64 and state kept in floa
 
 then ``v > v_threshold`` spikes and sets ``v`` to ``v_reset`` in the same step. Membranes start at ``v_leak`` (IF:
 ``v_reset``), currents at 0. NIR leaves the order of a float32 sum open: LIF adds ``r*I`` to ``v_leak`` before ``v`` is
-taken off, the others after. A Delay of whole steps is run too, though slamp writes none.
+taken off, the others after. Several edges into a node are added in the order of the file's edges: into the current of
+CubaLIF and CubaLI one by one, ``(I + S1) + S2``, elsewhere to one another first. An edge is never late by itself: a
+cycle passes a Delay of at least one step, or is refused.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ import nir
 import numpy as np
 
 from exporters.euler_layers import LayerFunction, float32, layer_function
+from exporters.euler_spikes import SPIKING, carries_spikes, only_node
 
-SPIKING = (nir.IF, nir.LIF, nir.CubaLIF)
 READOUT = (nir.LI, nir.CubaLI)
 MAX_DELAY_STEPS = 100_000
 
@@ -56,43 +58,48 @@ def run(path: str | Path, inputs: np.ndarray, dt: float, *, subtract: frozenset[
         subtract: Names of spiking nodes that reset by ``v -= v_threshold``, which NIR has no field for.
 
     Raises:
-        ValueError: A node type is not known, the graph has a cycle or no single Input and Output, or shapes do not fit.
+        ValueError: A node type is not known, the graph has a cycle without a Delay or no single Input and Output, or
+            shapes do not fit.
     """
     graph = nir.read(path, type_check=False)
     sources = _sources(graph)
-    order = _topological_order(sources)
-    strangers = sorted(subtract - {name for name, node in graph.nodes.items() if isinstance(node, SPIKING)})
-    if strangers:
-        raise ValueError(f"{strangers[0]}: reset by subtraction is asked for, but the file has no such spiking node")
-    output = _only(graph, nir.Output)
-    allowed = tuple(int(size) for size in graph.nodes[_only(graph, nir.Input)].input_type["input"])
-    if inputs.ndim < 2 or inputs.shape[2:] != allowed or 0 in inputs.shape:
-        raise ValueError(f"inputs: shape {inputs.shape}; allowed is (time, batch, {', '.join(map(str, allowed))})")
     layers: dict[str, _Neurons] = {}
+    delays: dict[str, _Delay] = {}
     functions: dict[str, LayerFunction] = {}
-    for name in order:
-        node = graph.nodes[name]
+    for name, node in graph.nodes.items():
         if isinstance(node, SPIKING + READOUT):
             layers[name] = _Neurons(node, dt, by_value=name not in subtract)
         elif isinstance(node, nir.Delay):
-            functions[name] = _Delay(name, node, dt)
+            delays[name] = _Delay(name, node, dt)
         else:
             functions[name] = layer_function(name, node)
+    order, early = _order(sources, {name for name, delay in delays.items() if delay.holds_back})
+    strangers = sorted(subtract - {name for name, node in graph.nodes.items() if isinstance(node, SPIKING)})
+    if strangers:
+        raise ValueError(f"{strangers[0]}: reset by subtraction is asked for, but the file has no such spiking node")
+    output = only_node(graph, nir.Output)
+    allowed = tuple(int(size) for size in graph.nodes[only_node(graph, nir.Input)].input_type["input"])
+    if inputs.ndim < 2 or inputs.shape[2:] != allowed or 0 in inputs.shape:
+        raise ValueError(f"inputs: shape {inputs.shape}; allowed is (time, batch, {', '.join(map(str, allowed))})")
     recorded: dict[str, np.ndarray] = {}
     for t in range(inputs.shape[0]):
         values: dict[str, np.ndarray] = {}
         for name in order:
-            x = values[sources[name][0]] if sources[name] else inputs[t].astype(np.float32)
-            for source in sources[name][1:]:
-                x = x + values[source]
-            if name not in layers:
-                values[name] = functions[name](x)
+            if name in early:
+                values[name] = delays[name].next(inputs.shape[1])
                 continue
-            values[name] = layers[name].step(x)
+            arriving = _arriving(name, values, sources) or [inputs[t].astype(np.float32)]
+            if name not in layers:
+                x = _total(arriving)
+                values[name] = delays[name](x) if name in delays else functions[name](x)
+                continue
+            values[name] = layers[name].step(arriving)
             if name not in recorded:
                 kind = np.bool_ if layers[name].spiking else np.float32
                 recorded[name] = np.empty((inputs.shape[0], *values[name].shape), dtype=kind)
             recorded[name][t] = values[name]
+        for name in early:
+            delays[name].take(_total(_arriving(name, values, sources)))
         if t == 0:
             out = np.empty((inputs.shape[0], *values[output].shape), dtype=np.float32)
         out[t] = values[output]
@@ -128,10 +135,11 @@ class _Neurons:
         if self.spiking:
             self.v_threshold, self.v_reset = float32(node.v_threshold), float32(node.v_reset)
         self.v: np.ndarray | None = None
-        self.i = np.zeros((), dtype=np.float32)
+        self.i: np.ndarray = np.zeros((), dtype=np.float32)
 
-    def step(self, x: np.ndarray) -> np.ndarray:
+    def step(self, arriving: list[np.ndarray]) -> np.ndarray:
         """Advance by one step; return spikes as 0 and 1, or the membrane of a readout, float32."""
+        x = arriving[0] if self.has_current else _total(arriving)
         v: np.ndarray = np.broadcast_to(self.v_start, x.shape) if self.v is None else self.v
         if isinstance(self.node, nir.IF):
             v = v + x * self.gain
@@ -140,7 +148,9 @@ class _Neurons:
         else:
             drive = x
             if self.has_current:
-                self.i = self.i - self.decay_syn * self.i + self.gain * x
+                self.i = self.i - self.decay_syn * self.i
+                for part in arriving:
+                    self.i = self.i + self.gain * part
                 drive = self.i
             v = v + self.decay_mem * ((self.v_leak - v) + drive * self.r)
         self.v = v
@@ -158,17 +168,51 @@ class _Delay:
         steps = np.rint(np.asarray(node.delay, dtype=np.float64) / dt)
         if not bool((np.isfinite(steps) & (steps >= 0) & (steps <= MAX_DELAY_STEPS)).all()):
             raise ValueError(f"{name}: delays by {steps.max():g} steps; allowed are 0 to {MAX_DELAY_STEPS}")
+        self.name = name
         self.steps = steps.astype(int)
+        self.holds_back = bool((self.steps >= 1).all())
         self.past: deque[np.ndarray] = deque(maxlen=int(self.steps.max()) + 1)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Take what arrives in this step; return what leaves in it."""
         self.past.append(x)
-        steps = np.broadcast_to(self.steps, x.shape[1:])
-        late = np.zeros_like(x)
+        return self._late(np.zeros_like(x), 0)
+
+    def next(self, batch: int) -> np.ndarray:
+        """Return what leaves in this step, before anything has arrived in it."""
+        return self._late(np.zeros((batch, *self.steps.shape), dtype=np.float32), 1)
+
+    def take(self, x: np.ndarray) -> None:
+        """Take what arrives in this step; raises ValueError if it has another shape than the delay."""
+        if x.shape[1:] != self.steps.shape:
+            raise ValueError(
+                f"{self.name}: closes a cycle with delays of shape {self.steps.shape} and receives {x.shape[1:]}; "
+                "allowed is one delay per feature"
+            )
+        self.past.append(x)
+
+    def _late(self, late: np.ndarray, ahead: int) -> np.ndarray:
+        steps = np.broadcast_to(self.steps, late.shape[1:])
         for k in np.unique(steps):
-            if k < len(self.past):
-                late[:, steps == k] = self.past[-1 - int(k)][:, steps == k]
+            if k - ahead < len(self.past):
+                late[:, steps == k] = self.past[ahead - 1 - int(k)][:, steps == k]
         return late
+
+
+def _arriving(name: str, values: Mapping[str, np.ndarray], sources: Mapping[str, list[str]]) -> list[np.ndarray]:
+    """Return what the edges into a node bring, in their order."""
+    parts = [values[source] for source in sources[name]]
+    shapes = list(dict.fromkeys(part.shape[1:] for part in parts))
+    if len(shapes) > 1:
+        raise ValueError(f"{name}: its edges bring shapes {shapes}; allowed are equal shapes")
+    return parts
+
+
+def _total(parts: list[np.ndarray]) -> np.ndarray:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 def _sources(graph: Any) -> dict[str, list[str]]:
@@ -185,31 +229,20 @@ def _sources(graph: Any) -> dict[str, list[str]]:
     return sources
 
 
-def _topological_order(sources: Mapping[str, list[str]]) -> list[str]:
+def _order(sources: Mapping[str, list[str]], held: set[str]) -> tuple[list[str], list[str]]:
+    """Return the names so that each follows its sources, and those of ``held`` that had to go before theirs."""
     order: list[str] = []
+    early: list[str] = []
     done: set[str] = set()
     while len(order) < len(sources):
         ready = [name for name, before in sources.items() if name not in done and done.issuperset(before)]
         if not ready:
-            raise ValueError(f"{min(set(sources) - done)}: lies on a cycle; allowed are feed-forward graphs")
+            ready = sorted(held - done)
+            early += ready
+        if not ready:
+            raise ValueError(
+                f"{min(set(sources) - done)}: lies on a cycle; allowed are cycles through a Delay of a step or more"
+            )
         order += ready
         done.update(ready)
-    return order
-
-
-def _only(graph: Any, kind: type) -> str:
-    names = [name for name, node in graph.nodes.items() if isinstance(node, kind)]
-    if len(names) != 1:
-        raise ValueError(f"graph: found {len(names)} {kind.__name__} nodes; allowed is one")
-    return str(names[0])
-
-
-def carries_spikes(graph: Any) -> bool:
-    """True if what leaves a NIR graph is the spikes of one layer, reshaped at most."""
-    name = _only(graph, nir.Output)
-    while isinstance(graph.nodes[name], (nir.Output, nir.Flatten)):
-        sources = [source for source, target in graph.edges if target == name]
-        if len(sources) != 1:
-            return False
-        name = sources[0]
-    return isinstance(graph.nodes[name], SPIKING)
+    return order, early

@@ -36,13 +36,16 @@ def layer_function(name: str, node: Any) -> LayerFunction:
             return _pool(name, node)
         case nir.Flatten():
             return _flatten(name, node)
+        case nir.Threshold():
+            threshold = float32(node.threshold)
+            return lambda x: float32(x > threshold)
         case nir.Scale():
             scale = float32(node.scale)
             return lambda x: np.multiply(x, scale)
         case _:
             raise ValueError(
                 f"{name}: {type(node).__name__} is not known; allowed are Input, Output, Linear, Affine, Conv1d, "
-                "Conv2d, SumPool2d, AvgPool2d, Flatten, Scale, IF, LIF, CubaLIF, LI, CubaLI"
+                "Conv2d, SumPool2d, AvgPool2d, Flatten, Threshold, Scale, Delay, IF, LIF, CubaLIF, LI, CubaLI"
             )
 
 

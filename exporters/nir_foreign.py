@@ -1,8 +1,9 @@
 """Read the NIR files of other tools: the equations of NIR, taken literally, stepped by forward Euler with a given dt.
 
-NIR states neither dt nor reset nor which edge of a cycle is late. Here dt and the reset are given, and a neuron that
-feeds itself back through weights hears its spikes of the step before. Input gains (``r``, ``w_in``, and the dt of IF
-and CubaLIF) go into the weights before the neurons, each product rounded once to float32.
+NIR states neither dt nor reset nor which edge of a cycle is late. Here dt and the reset are given; a cycle that passes
+a Delay of a step or more is late by that delay, and a neuron that feeds itself back through weights alone hears its
+spikes of the step before. Input gains (``r``, ``w_in``, and the dt of IF and CubaLIF) go into the weights before the
+neurons, each product rounded once to float32.
 """
 
 from __future__ import annotations
@@ -74,14 +75,17 @@ def lift_foreign(network: nir.NIRGraph, dt: float, reset: Reset) -> SpikingGraph
     found, edges = _flat(network)
     edges = list(dict.fromkeys(edges))
     found, edges = _renamed(found, edges)
-    order = _order(found, edges)
+    held = {name for name, node in found.items() if isinstance(node, nir.Delay) and _steps(name, node, dt).min() >= 1}
+    order = _order(found, edges, held)
     edges = sorted(edges, key=lambda edge: (order.index(edge[1]), order.index(edge[0])))
-    late = _late_edges(found, edges, order)
+    late = _late_edges(found, [edge for edge in edges if edge[1] not in held], order)
     shapes: dict[str, Shape] = {}
     nodes: dict[str, Node] = {}
     gains: dict[str, np.ndarray] = {}
     for name in order:
-        sources = [source for source, target in edges if target == name and (source, target) not in late]
+        sources = [
+            source for source, target in edges if target == name and (source, target) not in late and source in shapes
+        ]
         shape = shapes[sources[0]] if sources else ()
         if not sources and not isinstance(found[name], nir.Input):
             shape = _own_shape(name, found[name])
@@ -132,9 +136,9 @@ def _renamed(nodes: Mapping[str, Any], edges: Edges) -> tuple[dict[str, Any], Ed
     return {short[name]: node for name, node in nodes.items()}, [(short[a], short[b]) for a, b in edges]
 
 
-def _order(nodes: Mapping[str, Any], edges: Edges) -> list[str]:
-    """Names from the input on, every node after its sources as far as there is no cycle."""
-    targets = {name: [b for a, b in edges if a == name] for name in nodes}
+def _order(nodes: Mapping[str, Any], edges: Edges, held: set[str]) -> list[str]:
+    """Names from the input on, every node after its sources as far as there is no cycle without one of ``held``."""
+    targets = {name: [b for a, b in edges if a == name and b not in held] for name in nodes}
     inputs = [name for name, node in nodes.items() if isinstance(node, nir.Input)]
     if len(inputs) != 1:
         raise UnsupportedNodeError(f"graph: {len(inputs)} inputs; allowed is one")
@@ -149,7 +153,8 @@ def _order(nodes: Mapping[str, Any], edges: Edges) -> list[str]:
             visit(target)
         finished.append(name)
 
-    visit(inputs[0])
+    for name in (*sorted(held), inputs[0]):
+        visit(name)
     if len(finished) != len(nodes):
         lost = sorted(set(nodes) - set(finished))
         raise UnsupportedNodeError(f"{lost[0]}: nothing leads from the input to it; allowed are connected networks")
@@ -177,7 +182,9 @@ NEURON_TYPES = (nir.IF, nir.LIF, nir.CubaLIF)
 
 
 def _own_shape(name: str, node: Any) -> Shape:
-    """Shape of the input of a node whose only source is late: linear weights know it."""
+    """Shape of the input of a node whose only source is late: linear weights and delays of every feature know it."""
+    if isinstance(node, nir.Delay) and np.ndim(node.delay):
+        return tuple(int(size) for size in np.shape(node.delay))
     if isinstance(node, (nir.Linear, nir.Affine)):
         return (int(node.weight.shape[1]),)
     raise UnsupportedNodeError(f"{name}: a {type(node).__name__} on a cycle; allowed are linear layers")
@@ -200,12 +207,23 @@ def _node(name: str, node: Any, shape: Shape, dt: float, reset: Reset) -> tuple[
             return _conv(node), None
         case nir.SumPool2d() | nir.AvgPool2d():
             return _pool(name, node), None
+        case nir.Delay():
+            return Delay(per_neuron(_steps(name, node, dt), shape, where=f"{name}: delay")), None
         case nir.Flatten():
             end = int(node.end_dim) % len(shape)
             return Flatten(int(node.start_dim), end), None
         case nir.IF() | nir.LIF() | nir.CubaLIF() | nir.LI() | nir.CubaLI():
             return _neuron(name, node, shape, dt, reset)
     raise UnsupportedNodeError(f"{name}: {type(node).__name__} is not read from the files of other tools")
+
+
+def _steps(name: str, node: Any, dt: float) -> np.ndarray:
+    """Return delays in steps; raises `UnsupportedNodeError` unless these are whole but for rounding."""
+    steps = np.asarray(node.delay, dtype=np.float64) / dt
+    whole = np.rint(steps)
+    if not bool((np.isfinite(steps) & (steps >= 0) & (np.abs(steps - whole) <= 1e-6 * np.maximum(whole, 1))).all()):
+        raise UnsupportedNodeError(f"{name}: delays by {np.max(steps):g} steps of {dt:g}; allowed are whole steps")
+    return whole.astype(np.float32)
 
 
 def _conv(node: Any) -> Node:

@@ -3,20 +3,21 @@
 NIR has time constants where the graph has shares lost per step. With forward Euler and the graph's dt:
 ``tau = dt / decay``, LIF and CubaLIF ``r = 1``, IF ``r = 1 / dt``, and ``w_in = tau_syn / dt`` because a spike raises
 the current by the whole weight. About one decay in six is the dt / tau of no float32 tau and comes back one rounding
-off (dt / tau in float64, then rounded). What NIR has no field for (dt, scheme, reset, order, start, the float32 decays,
+off (dt / tau in float64, then rounded). A `Delay` of k steps waits ``k * dt``; recurrence is an explicit Delay on every
+cycle, and no other edge is late. What NIR has no field for (dt, scheme, reset, order, start, the float32 decays,
 the graph without its arrays) stands in the metadata, and the file means the same to readers that ignore it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import nir
 import numpy as np
 
+from exporters.nir_differences import differences
+from exporters.nir_wiring import Written, chained, flat_nodes, is_exact_with_shift, write_wiring
 from slamp.arithmetic import FixedPoint
 from slamp.errors import ArtifactError, UnsupportedNodeError
 from slamp.graph import SpikingGraph, graph_from_parts, graph_header
@@ -26,22 +27,25 @@ from slamp.nodes import (
     LIF,
     NEURON,
     SECOND_TIER,
-    WEIGHTED,
+    WIRING,
+    AdaptiveAvgPool2d,
     Affine,
     AvgPool2d,
     Conv1d,
     Conv2d,
     CubaLI,
     CubaLIF,
-    Flatten,
+    Delay,
     Input,
     LIFRefrac,
     Linear,
+    MaxPool2d,
     Neuron,
     Node,
     Output,
     Scale,
     Shape,
+    Sum,
     SumPool2d,
     arrays_of,
 )
@@ -56,7 +60,15 @@ ORDER = {
     LI: "v += dt/tau * ((v_leak - v) + r*I)",
     CubaLI: "I += dt/tau_syn * (-I + w_in*S); v += dt/tau_mem * ((v_leak - v) + r*I), new I",
 }
-WRITTEN = (Input, Output, *WEIGHTED, SumPool2d, AvgPool2d, Flatten, Scale, *NEURON)
+RECURRENCE = (
+    "every cycle passes an explicit Delay of at least dt; what enters a Delay of k*dt leaves it k steps later, zeros "
+    "before; no other edge is late"
+)
+SUMS = (
+    "several edges into a node are added in the order of the edges: into I of CubaLIF and CubaLI one by one, "
+    "elsewhere to one another first"
+)
+MAX_DELAY_STEPS = 100_000
 IN_METADATA = ("decay_mem", "decay_syn", "shift")  # arrays of a node that NIR has no field for
 
 
@@ -79,19 +91,34 @@ def lower(graph: SpikingGraph, strict: bool = True) -> nir.NIRGraph:
             "graph: is in fixed point, and NIR means real numbers; export the float graph it was made from"
         )
     for name, node in graph.nodes.items():
-        if not isinstance(node, WRITTEN):
-            kind = type(node).__name__
-            raise UnsupportedNodeError(f"{name}: is a {kind}, which is not written to NIR yet; export a graph without")
         _check(name, node, graph, strict)
-    nodes = {}
-    for name in graph.nodes:
-        shape = graph.shapes[graph.sources(name)[0]] if graph.sources(name) else graph.shapes[name]
-        lowered = _lower_node(graph.nodes[name], shape, graph.dt)
-        lowered.input_type = {"input": np.array(shape)}
-        lowered.output_type = {"output": np.array(graph.shapes[name])}
-        lowered.metadata = _node_metadata(graph.nodes[name])
-        nodes[name] = lowered
-    return nir.NIRGraph(nodes, list(graph.edges), metadata=_graph_metadata(graph), type_check=False)
+    flat = flat_nodes(graph)
+    nodes: dict[str, Any] = {}
+    entrance: dict[str, str] = {}
+    within: list[tuple[str, str]] = []
+    for name, node in graph.nodes.items():
+        parts, edges = chained(name, _written(graph, name, flat), set(graph.nodes))
+        for part, said in parts:
+            said.node.input_type = {"input": np.array(said.takes)}
+            said.node.output_type = {"output": np.array(said.gives)}
+            said.node.metadata = _node_metadata(node) if part == name else {}
+            nodes[part] = said.node
+        entrance[name] = parts[0][0]
+        within += edges
+    between = [(source, entrance[target]) for source, target in graph.edges]
+    return nir.NIRGraph(nodes, between + within, metadata=_graph_metadata(graph), type_check=False)
+
+
+def _written(graph: SpikingGraph, name: str, flat: frozenset[str]) -> list[Written]:
+    node = graph.nodes[name]
+    if isinstance(node, (Sum, MaxPool2d, AdaptiveAvgPool2d, *WIRING)) or _shifts(node):
+        return write_wiring(graph, name, flat)
+    shape = graph.shapes[graph.sources(name)[0]] if graph.sources(name) else graph.shapes[name]
+    return [Written(_lower_node(node, shape, graph.dt), shape, graph.shapes[name])]
+
+
+def _shifts(node: Node) -> bool:
+    return isinstance(node, Scale) and bool((node.shift != 0).any())
 
 
 def lift(network: nir.NIRGraph) -> SpikingGraph:
@@ -110,9 +137,14 @@ def lift(network: nir.NIRGraph) -> SpikingGraph:
     for entry in header["nodes"]:
         node = network.nodes[entry["name"]]
         for key in entry["arrays"]:
-            array = node.metadata[key] if key in IN_METADATA else getattr(node, key)
-            if key == "scale":
-                array = array[(slice(None), *(0,) * (array.ndim - 1))]
+            if key in node.metadata:
+                array = node.metadata[key]
+            elif key == "steps":
+                array = _whole_steps(node.delay, float.fromhex(header["dt"]))
+            else:
+                array = getattr(node, key)
+                if key == "scale":
+                    array = array.reshape(array.shape[0], -1)[:, 0]
             arrays[f"{entry['name']}/{key}"] = array
     graph = graph_from_parts(header, arrays)
     if graph.hash != network.metadata["graph_hash"]:
@@ -135,15 +167,20 @@ def _check(name: str, node: Node, graph: SpikingGraph, strict: bool) -> None:
     if isinstance(node, SECOND_TIER):
         lacking = "refractory period" if isinstance(node, LIFRefrac) else "adaptive threshold"
         raise UnsupportedNodeError(f"{name}: is {kind}, and NIR has no neuron with {lacking}; train with LIFCell")
-    if isinstance(node, Scale) and bool((node.shift != 0).any()):
+    if isinstance(node, Scale) and _shifts(node) and not is_exact_with_shift(node):
         raise UnsupportedNodeError(
-            f"{name}: Scale shifts by up to {np.abs(node.shift).max():g}, NIR's Scale has no shift; "
-            "fold it first with slamp.fold_batchnorm"
+            f"{name}: Scale shifts by up to {np.abs(node.shift).max():g}, NIR's Scale has no shift, and a matrix with "
+            "a bias rounds twice unless the scales are powers of two; fold it first with slamp.fold_batchnorm"
         )
     if strict and isinstance(node, (IF, LIF, CubaLIF)) and node.reset == "subtract":
         raise UnsupportedNodeError(
             f"{name}: {kind} resets by subtraction, for which NIR has no field; retrain with reset to v_reset, "
             "or export with strict=False, which states it in the metadata alone"
+        )
+    if isinstance(node, Delay) and not bool((_whole_steps(_delay(node, graph.dt), graph.dt) == node.steps).all()):
+        raise UnsupportedNodeError(
+            f"{name}: delays by {node.steps.max():g} steps of {graph.dt:g} s, which a float32 delay in seconds does "
+            f"not tell apart; allowed are 0 to {MAX_DELAY_STEPS} steps; delay by fewer"
         )
     for key, decay in arrays_of(node).items():
         if not key.startswith("decay"):
@@ -174,11 +211,11 @@ def _lower_node(node: Node, shape: Shape, dt: float) -> Any:
             return nir.SumPool2d(np.array(node.kernel_size), np.array(node.stride), np.zeros(2, dtype=np.int64))
         case AvgPool2d():
             return nir.AvgPool2d(np.array(node.kernel_size), np.array(node.stride), np.array(node.padding))
-        case Flatten():
-            return nir.Flatten(np.array(shape), node.start_dim, node.end_dim)
         case Scale():
             full = np.broadcast_to(node.scale.reshape(-1, *(1,) * (len(shape) - 1)), shape)
             return nir.Scale(scale=_copy(full))
+        case Delay():
+            return nir.Delay(delay=_delay(node, dt))
         case _ if isinstance(node, NEURON):
             return _lower_neuron(node, dt)
         case _:  # refused before
@@ -209,6 +246,18 @@ def _lower_neuron(node: Neuron, dt: float) -> Any:
     return nir.LIF(tau=tau_mem, **known) if isinstance(node, LIF) else nir.LI(tau=tau_mem, **known)
 
 
+def _delay(node: Delay, dt: float) -> np.ndarray:
+    """Delays in seconds, float32."""
+    with np.errstate(over="ignore"):
+        return (node.steps.astype(np.float64) * dt).astype(np.float32)
+
+
+def _whole_steps(delay: np.ndarray, dt: float) -> np.ndarray:
+    """Return the steps of delays in seconds, float32; NaN beyond `MAX_DELAY_STEPS`."""
+    steps = np.rint(delay.astype(np.float64) / dt)
+    return np.where(steps <= MAX_DELAY_STEPS, steps, np.nan).astype(np.float32)
+
+
 def _time_constant(decay: np.ndarray, dt: float) -> np.ndarray:
     """Return the float32 nearest to dt / decay; no other gives the decay back bit for bit where this one does not."""
     with np.errstate(divide="ignore", over="ignore"):
@@ -230,7 +279,8 @@ def _unit_gain(share: np.ndarray) -> np.ndarray:
 
 
 def _node_metadata(node: Node) -> dict[str, Any]:
-    arrays = {key: _copy(array) for key, array in arrays_of(node).items() if key in IN_METADATA}
+    kept = (*IN_METADATA, "scale") if _shifts(node) else IN_METADATA
+    arrays = {key: _copy(array) for key, array in arrays_of(node).items() if key in kept}
     if not isinstance(node, NEURON):
         return dict(arrays)
     start = "v = v_reset" if isinstance(node, IF) else "v = v_leak"
@@ -245,6 +295,13 @@ def _node_metadata(node: Node) -> dict[str, Any]:
     return {**words, **arrays}
 
 
+def wiring_conventions(graph: SpikingGraph) -> dict[str, str]:
+    """What NIR leaves open about late edges and sums, as far as the graph has any."""
+    delayed = any(isinstance(node, Delay) for node in graph.nodes.values())
+    summed = any(len(graph.sources(name)) > 1 for name in graph.nodes)
+    return ({"recurrence": RECURRENCE} if delayed else {}) | ({"sums": SUMS} if summed else {})
+
+
 def _graph_metadata(graph: SpikingGraph) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -257,69 +314,8 @@ def _graph_metadata(graph: SpikingGraph) -> dict[str, Any]:
         "reset": "subtract, in the nodes that say so" if reset_by_subtraction(graph) else "value",
         "graph": json.dumps(graph_header(graph)),
         "graph_hash": graph.hash,
+        **wiring_conventions(graph),
     }
-
-
-def differences(expected: nir.NIRGraph, found: nir.NIRGraph) -> Iterator[str]:
-    """Yield what a NIR graph says otherwise than expected, one line per field, in NIR's own terms.
-
-    Metadata that is not expected is left to whoever wrote it.
-    """
-    names = [name for name in expected.nodes if name in found.nodes]
-    for name in expected.nodes:
-        if name not in found.nodes:
-            yield f"{name}: the node is missing in the file"
-        elif type(expected.nodes[name]) is not type(found.nodes[name]):
-            kinds = type(found.nodes[name]).__name__, type(expected.nodes[name]).__name__
-            yield f"{name}: is {kinds[0]} in the file, {kinds[1]} in the graph"
-            names.remove(name)
-    yield from (
-        f"{name}: the file has this node, the graph has not" for name in found.nodes if name not in expected.nodes
-    )
-    if list(expected.edges) != list(found.edges):
-        odd = next(
-            (edge for edge in (*expected.edges, *found.edges) if (edge in expected.edges) != (edge in found.edges)),
-            None,
-        )
-        yield "edges: their order differs" if odd is None else f"edges: {odd[0]} to {odd[1]} is on one side only"
-    for name in names:
-        for key, value, other in _stated(expected.nodes[name], found.nodes[name]):
-            if line := _unequal(value, other):
-                yield f"{name}: {key}{line}"
-    for key, value in expected.metadata.items():
-        if line := _unequal(value, found.metadata.get(key)):
-            yield f"metadata: {key}{line}"
-
-
-def _stated(node: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield every field of a node, of the type that the file does not leave to inference, with both values."""
-    for field in fields(node):
-        if field.name not in ("metadata", "input_type", "output_type"):
-            yield field.name, getattr(node, field.name), getattr(other, field.name)
-    if isinstance(node, (nir.Input, nir.Flatten)):
-        yield "shape", node.input_type["input"], other.input_type["input"]
-    if isinstance(node, nir.Output):
-        yield "shape", node.output_type["output"], other.output_type["output"]
-    for key, value in node.metadata.items():
-        yield f"metadata {key}", value, other.metadata.get(key)
-
-
-def _unequal(expected: Any, found: Any) -> str:
-    """Say how two values differ, or nothing if they do not."""
-    one, other = np.asarray(expected), np.asarray(found)
-    if one.dtype.kind == other.dtype.kind and np.array_equal(one, other):
-        return ""
-    if one.ndim == 0 or one.shape != other.shape or one.dtype.kind != other.dtype.kind:
-        return f" is {_short(found)} in the file, {_short(expected)} in the graph"
-    unequal = np.argwhere(one != other)
-    index = tuple(int(axis) for axis in unequal[0])
-    more = f" ({len(unequal)} of {one.size} entries differ)" if one.size > 1 else ""
-    return f"{list(index)} is {other[index]:.9g} in the file, {one[index]:.9g} in the graph{more}"
-
-
-def _short(value: Any) -> str:
-    array = np.asarray(value)
-    return f"an array of shape {array.shape}" if array.ndim and array.size > 4 else f"{value!r:.60}"
 
 
 def _copy(array: np.ndarray) -> np.ndarray:

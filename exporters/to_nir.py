@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from exporters import euler
-from exporters.nir_lowering import differences, lift, lower, reset_by_subtraction
+from exporters.nir_differences import differences
+from exporters.nir_lowering import lift, lower, reset_by_subtraction, wiring_conventions
 from slamp.errors import ArtifactError, RasterError, RunFileError
 from slamp.graph import SpikingGraph
 from slamp.manifest import Artifact, staged_artifact
 from slamp.raster import Kind, SpikeRaster
-from slamp.simulate import Recording, Trace, check_raster, simulate
+from slamp.simulate import Recording, Trace, check_raster, is_spiking_output, simulate
 
 COMPRESSIONS = ("gzip", "lzf")
 SEAL = b"\nslamp-sha256 "
@@ -47,6 +48,7 @@ UNREADABLE = (
 class NirExporter:
     """Neuromorphic Intermediate Representation: ``network.nir`` says exactly the graph.
 
+    Recurrence passes an explicit ``nir.Delay`` of a step on every cycle, so no reader has to guess which edge is late.
     Any NIR tool reads the file, with one exception: nir 1.0.8 infers the shapes behind a convolution with groups or
     with a kernel that is not square wrongly, and then ``nir.read`` needs ``type_check=False``.
 
@@ -89,6 +91,8 @@ class NirExporter:
             "compression": self.compression,
             "golden": None if self.golden is None else {"steps": self.golden.steps, "batch": self.golden.batch},
             "reset_by_subtraction": reset_by_subtraction(graph),
+            "output": "spikes" if is_spiking_output(graph) else "values",
+            **wiring_conventions(graph),
         }
         golden = None if self.golden is None else _golden(graph, self.golden)
         with staged_artifact(graph, Path(directory), target=self.name, options=options, latency_steps=0) as staged:
@@ -144,7 +148,8 @@ class NirExporter:
                 run = euler.run(bare, inputs.numpy(), manifest["dt"], subtract=subtract)
             except (ValueError, KeyError) as error:
                 raise ArtifactError(f"{path}: the forward-Euler runner refuses it ({error}); export again") from error
-        return recording_of(run.output, run.spikes, run.membranes, inputs.dt)
+        output = run.output.astype(np.float32) if manifest["options"].get("output") == "values" else run.output
+        return recording_of(output, run.spikes, run.membranes, inputs.dt)
 
     def read_golden(self, artifact: Artifact) -> SpikeRaster:
         """Return the held-out input stored beside the network, shape (time, batch, *features).

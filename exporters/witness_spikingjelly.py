@@ -20,7 +20,7 @@ import nir
 import numpy as np
 
 from exporters.environments import HOME_VARIABLE, READY, finished_python, new_environment, run_child, witness_home
-from exporters.euler import carries_spikes
+from exporters.euler_spikes import carries_spikes
 from exporters.to_nir import check_input, read_nir, recording_of, subtracting_nodes, without_metadata
 from slamp.errors import MissingDependencyError, UnsupportedNodeError, WitnessError
 from slamp.manifest import Artifact

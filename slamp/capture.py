@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
+from norse.torch import SequentialState
 
 from slamp.arithmetic import TRAINED_SCALE
 from slamp.capture_check import compare_with_module
 from slamp.errors import CaptureError, GraphError, RasterError, UnsupportedModuleError
 from slamp.graph import SpikingGraph
 from slamp.nodes import NEURON, Shape
-from slamp.raster import SpikeRaster
+from slamp.raster import SpikeRaster, seconds
 from slamp.read_modules import check_plain_weights
-from slamp.read_neurons import KINDS, check_neuron
+from slamp.read_neurons import check_neuron
 from slamp.read_sites import Parts, read_sites
-from slamp.running import Run, interpret, left_as_found, record, trace_network
+from slamp.running import Run, interpret, left_as_found, read_recorded, record, trace_network
 from slamp.sites import Edge
-from slamp.tracing import Call
 
 evaluation_mode = left_as_found
 
@@ -80,9 +79,14 @@ def read_network(
     net: torch.nn.Module, shapes: Sequence[Shape], dt: float, *, steps: int | None = None, spikes: bool = True
 ) -> Captured:
     """Read a network by running it on a made-up input; arguments as `read_graph`, but for the shape of every input."""
-    check_numbers(net)
+    if type(net) is SequentialState and net.return_hidden:
+        raise UnsupportedModuleError("(net): SequentialState with return_hidden=True; use the default")
     device = module_device(net)
-    run = trace_network(net, [_made_up(shape, device) for shape in shapes], steps)
+    return _captured(net, trace_network(net, [_made_up(shape, device) for shape in shapes], steps), dt, spikes=spikes)
+
+
+def _captured(net: torch.nn.Module, run: Run, dt: float, *, spikes: bool) -> Captured:
+    shapes, device = run.recorded.shapes, module_device(net)
     outputs = _joined_outputs(run)
     parts = read_sites(net, run.sites.sites, outputs, shapes, spikes=spikes)
     if parts.dt is None:
@@ -155,9 +159,10 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
     failed = {id(meaning.call): meaning.message for meaning in reader.unread if meaning.call is not None}
     parts: Parts | None = None
     problem = ""
-    dt = next((float(call.module.dt) for call in recorded.trace.calls if hasattr(call.module, "dt")), 1.0)
+    dts = [seconds(getattr(call.module, "dt", 0.0)) for call in recorded.trace.calls if call.module is not None]
+    dt = dts[0] if dts else 1.0
     try:
-        captured = read_network(net, [features], dt)
+        captured = _captured(net, read_recorded(net, recorded), dt, spikes=True)
         parts = captured.parts
         nodes = {id(site.first.call): parts.names.get(id(site)) for site in captured.run.sites.sites}
     except (UnsupportedModuleError, CaptureError, GraphError) as error:
@@ -194,13 +199,6 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
     return reports
 
 
-def check_numbers(net: torch.nn.Module) -> None:
-    """Raise `UnsupportedModuleError` unless every weight of a network is a plain float32 parameter."""
-    for path, module in net.named_modules():
-        if type(module) not in KINDS:
-            check_plain_weights(module, path or "(net)")
-
-
 def module_device(net: torch.nn.Module) -> torch.device:
     """Device of the first parameter, or the CPU."""
     first = next(net.parameters(), None)
@@ -225,10 +223,6 @@ def _joined_outputs(run: Run) -> list[Edge]:
         if not same and not inside:
             chosen.append(edge)
     return chosen
-
-
-def _called(call: Call) -> Any:
-    return call.module or call.function
 
 
 def neuron_nodes(graph: SpikingGraph) -> list[str]:

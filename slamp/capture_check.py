@@ -159,8 +159,8 @@ class _Comparison:
         for name in {name for names in self.order.values() for name in names}:
             if (name, step.t) not in self.found:
                 raise CaptureError(
-                    f"{name}: the module does not run it in step {step.t} of these samples; what is run must not depend "
-                    "on the input"
+                    f"{name}: the module does not run it in step {step.t} of these samples; what is run must not "
+                    "depend on the input"
                 )
         single = _first(output)
         expected = step.values[self.graph.output]
@@ -202,8 +202,8 @@ class _Comparison:
         where = f"{name}: step {t}, sample {self.start + sample}, neuron {neuron}"
         if not bool(torch.isfinite(found.to(torch.float32)).all()):
             raise CaptureError(
-                f"{where}: the module gives {found[(sample, *neuron)].item():g}; its numbers overflow float32, so scale "
-                "its weights or input down"
+                f"{where}: the module gives {found[(sample, *neuron)].item():g}; its numbers overflow float32, so "
+                "scale its weights or input down"
             )
         membrane = "" if v is None else f", membrane {v[(sample, *neuron)].item():.9g}"
         kind = type(self.graph.nodes[name]).__name__ if name in self.graph.nodes else "readout"

@@ -87,7 +87,8 @@ class Comparison:
         spikes: Spikes of the reference in its recorded layers (of its output, if no layer was recorded).
         differing_cells: Spike cells that differ.
         verdicts: "identical" or "different" per sample, by spikes alone.
-        first_differences: Per sample the earliest difference (layer in network order, then step, then neuron), or None.
+        first_differences: Per sample the earliest difference (layer in network order, then step, then neuron; among
+            layers that hear one another step before layer), or None.
         readout_errors: Per sample the largest ``|reference - replay|`` of an analog output; empty for a spiking one.
     """
 
@@ -116,7 +117,13 @@ class Comparison:
 
 
 def compare(
-    reference: Recording, replayed: Recording, *, latency_steps: int = 0, order: Sequence[str], states: bool = False
+    reference: Recording,
+    replayed: Recording,
+    *,
+    latency_steps: int = 0,
+    order: Sequence[str],
+    cycles: Sequence[Sequence[str]] = (),
+    states: bool = False,
 ) -> Comparison:
     """Compare a replay with the reference: every spiking layer both recorded, and the output, every cell.
 
@@ -127,7 +134,9 @@ def compare(
         reference: Recording of `slamp.simulate.simulate`, with ``record="spikes"`` or ``"all"``.
         replayed: Recording of the target; layers it lacks are listed as unobserved.
         latency_steps: Steps by which the target answers later.
-        order: Node names in computing order; the last one names the output (`SpikingGraph.order`).
+        order: Node names, every one behind those it hears; the last one names the output (`SpikingGraph.order`, or
+            with delays `slamp.causality.causal_groups`).
+        cycles: Groups of names that hear one another, neighbors in ``order``: there the earliest step comes first.
         states: Compare every cell of ``v`` and ``i`` too, of all layers both recorded: fixed point.
 
     Raises:
@@ -150,14 +159,16 @@ def compare(
         cells += differs.size
         differing_cells += int(differs.sum())
         for sample in _differing_samples(differs):
-            if firsts[sample] is None:
-                firsts[sample] = _first(name, sample, differs[:, sample], expected[:, sample])
+            known = firsts[sample]
+            if known is None or _heard(name, known.layer, cycles):
+                found = _first(name, sample, differs[:, sample], expected[:, sample])
+                firsts[sample] = known if known is not None and known.step <= found.step else found
     for name in order if states else ():
-        for found, count, wrong in _state_differences(reference, replayed, name, latency_steps, steps):
+        for states_found, count, wrong in _state_differences(reference, replayed, name, latency_steps, steps):
             cells += count
             differing_cells += wrong
-            for difference in found:
-                firsts[difference.sample] = _earlier(difference, firsts[difference.sample], order)
+            for difference in states_found:
+                firsts[difference.sample] = _earlier(difference, firsts[difference.sample], order, cycles)
     spikes = {name: int(spikes[:steps].sum()) for name, spikes in recorded.items()}
     if not recorded and reference.output.is_spikes:
         spikes = {order[-1]: int(reference.output.data[:steps].sum())}
@@ -256,12 +267,20 @@ def _differing_samples(differs: np.ndarray) -> list[int]:
     return [int(at) for at in np.flatnonzero(differs.any(axis=tuple(k for k in range(differs.ndim) if k != 1)))]
 
 
-def _earlier(state: Difference, known: Difference | None, order: Sequence[str]) -> Difference:
+def _earlier(
+    state: Difference, known: Difference | None, order: Sequence[str], cycles: Sequence[Sequence[str]]
+) -> Difference:
     """Return the difference that comes first: by layer, then step; u moves v, and v decides the spike."""
     if known is None or known.layer == order[-1]:
         return state
-    before = (order.index(state.layer), state.step) <= (order.index(known.layer), known.step)
-    return state if before else known
+    by_layer = (order.index(state.layer), state.step) <= (order.index(known.layer), known.step)
+    by_step = (state.step, order.index(state.layer)) <= (known.step, order.index(known.layer))
+    return state if (by_step if _heard(state.layer, known.layer, cycles) else by_layer) else known
+
+
+def _heard(one: str, other: str, cycles: Sequence[Sequence[str]]) -> bool:
+    """True if two layers hear one another."""
+    return any(one in cycle and other in cycle for cycle in cycles)
 
 
 def _check_shapes(name: str, expected: torch.Tensor, found: torch.Tensor) -> None:

@@ -35,6 +35,7 @@ from slamp.quantize import quantize
 from slamp.raster import SpikeRaster
 from slamp.report import HTML_NAME, JSON_NAME
 from slamp.retrain import Train
+from slamp.simulate import readout_of
 from slamp.summary import run_report, run_summary
 from slamp.verification import Verification
 from slamp.verify import verify
@@ -103,7 +104,7 @@ def compress(
     profile: str | Path | None = None,
     seed: int = 0,
     schedule: Schedule = "one-shot",
-    readout: str = "mean",
+    readout: str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     structured: bool = False,
     balance: str = "",
@@ -130,7 +131,8 @@ def compress(
             fan-out hold, and whose usage the result reports.
         seed: Decides all randomness.
         schedule: "one-shot" or "iterative".
-        readout: How the output is read: "mean", "sum", "last" or "max" over time.
+        readout: How the output is read over time: "mean", "sum", "last" or "max"; by default as the module reads it,
+            and "mean" where it returns every step.
         options: Exporter options by target.
         structured: Remove whole channels and neurons, so that shapes shrink; see `slamp.prune`.
         balance: "fan_out" to keep as many weights for every source, see `slamp.make_masks`.
@@ -159,6 +161,7 @@ def compress(
     directory = directory if directory.name not in ("", "..") else directory.resolve()
     _check_output(directory)
     dense = capture(net, raster.samples(0, CAPTURED_SAMPLES))
+    readout = readout_of(dense, readout)
     options = dict(options or {})
     if metric is None:
         _check_classes(dense, held_out)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
-from slamp.dynamics import parameter_tensor
+from slamp.dynamics import added, parameter_tensor
 from slamp.nodes import IF, LIF, SECOND_TIER, CubaLIF, Spiking, uniform
 
 LATENCIES = (1, 2, 3)
@@ -132,9 +132,12 @@ def _reset_word(node: Spiking) -> str:
 
 
 def run_convention(
-    convention: Convention, drive: torch.Tensor, forced: torch.Tensor | None = None
+    convention: Convention,
+    drive: torch.Tensor,
+    forced: torch.Tensor | None = None,
+    more: Sequence[torch.Tensor] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run neurons under a convention on ``drive`` (time, batch, *neurons).
+    """Run neurons under a convention on ``drive`` (time, batch, *neurons), ``more`` being what further edges bring.
 
     Returns:
         Spikes (bool) and membrane before reset (float32). With ``forced``, neurons reset where it is True instead of
@@ -150,9 +153,9 @@ def run_convention(
     first = v_reset if isinstance(node, IF) else v_leak
     v = (first if convention.start is None else torch.tensor(convention.start)).expand(drive.shape[1:])
     i = torch.zeros_like(drive[0])
-    drive = drive if convention.gain == 1.0 else drive * convention.gain
-    if k := convention.input_delay:
-        drive = torch.cat([torch.zeros_like(drive[:k]), drive])[: drive.shape[0]]
+    drive, *further = (_arriving(convention, part) for part in (drive, *more))
+    if not isinstance(node, CubaLIF):
+        drive, further = added(drive, further), []
     spikes, membranes = torch.empty_like(drive, dtype=torch.bool), torch.empty_like(drive)
     for t in range(drive.shape[0]):
         match node:
@@ -161,7 +164,7 @@ def run_convention(
             case LIF():
                 v = v + decay_mem * ((drive[t] + v_leak) - v)
             case CubaLIF():
-                i, seen = _current(convention.current, i, drive[t], decay_syn)
+                i, seen = _current(convention.current, i, [part[t] for part in (drive, *further)], decay_syn)
                 v = v + decay_mem * ((v_leak - v) + seen)
         membranes[t] = v
         spikes[t] = v >= v_threshold if convention.inclusive else v > v_threshold
@@ -171,11 +174,19 @@ def run_convention(
     return spikes, membranes
 
 
-def _current(when: str, i: torch.Tensor, x: torch.Tensor, decay_syn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _arriving(convention: Convention, drive: torch.Tensor) -> torch.Tensor:
+    drive = drive if convention.gain == 1.0 else drive * convention.gain
+    k = convention.input_delay
+    return torch.cat([torch.zeros_like(drive[:k]), drive])[: drive.shape[0]] if k else drive
+
+
+def _current(
+    when: str, i: torch.Tensor, parts: Sequence[torch.Tensor], decay_syn: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Advance the synaptic current; return it and what the membrane sees of it."""
     if when == "before":
-        return (i - i * decay_syn) + x, i
-    jumped = i + x
+        return added(i - i * decay_syn, parts), i
+    jumped = added(i, parts)
     decayed = jumped - jumped * decay_syn
     return decayed, decayed if when == "decayed" else jumped
 

@@ -41,3 +41,15 @@ class DelayLine:
     def advance(self) -> None:
         """Go to the next step."""
         self.now += 1
+
+
+def later(x: torch.Tensor, node: Delay) -> torch.Tensor:
+    """Delay each feature of (time, batch, *features) by its steps; nothing arrives before."""
+    flat = x.flatten(2)
+    found = torch.zeros_like(flat)
+    late = node.steps.reshape(-1).astype(int)
+    for steps in np.unique(late):
+        of_these = torch.from_numpy(np.flatnonzero(late == steps))
+        kept = max(len(flat) - int(steps), 0)
+        found[len(flat) - kept :, :, of_these] = flat[:kept, :, of_these]
+    return found.reshape(x.shape)

@@ -8,14 +8,16 @@ target's file are stronger evidence and come first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
+from slamp.causality import behind, computed_before
 from slamp.conventions import LATENCIES, Convention, run_convention, said_steps, wrong_conventions
+from slamp.delays import later
 from slamp.dynamics import NeuronDynamics, added, exact_float32, stateless_function
 from slamp.errors import ArtifactError, GraphError
 from slamp.exporting import Exporter, ReadingExporter
@@ -28,6 +30,7 @@ from slamp.nodes import (
     Affine,
     Conv1d,
     Conv2d,
+    Delay,
     Linear,
     Node,
     Scale,
@@ -39,7 +42,12 @@ from slamp.raster import SpikeRaster
 
 
 def probable_cause(
-    graph: SpikingGraph, layer: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor], replayed: torch.Tensor
+    graph: SpikingGraph,
+    layer: str,
+    inputs: SpikeRaster,
+    spikes: Mapping[str, torch.Tensor],
+    replayed: torch.Tensor,
+    heard: Mapping[str, torch.Tensor] | None = None,
 ) -> str:
     """Return the wrong conventions that explain the replayed spikes of a layer exactly, or an empty text.
 
@@ -52,6 +60,8 @@ def probable_cause(
         spikes: The graph's spikes by layer, bool (time, samples, *neurons), of ``layer`` and every spiking layer
             upstream.
         replayed: Spikes of ``layer`` in the replay, bool, shape as in ``spikes`` or fewer steps.
+        heard: Spikes of other layers in the replay; those that come back to ``layer`` through recurrence are its true
+            input after the first difference.
 
     Raises:
         GraphError: ``layer`` does not spike, or spikes of a layer it depends on are not given.
@@ -65,9 +75,18 @@ def probable_cause(
     steps = replayed.shape[0]
     expected = spikes[layer].detach().cpu()[:steps]
     causes = [cause] if (cause := _shifted(expected, replayed)) else []
-    drives = {bias: _drive(graph, layer, inputs, spikes, bias=bias)[:steps] for bias in (True, False)}
+    if computed_before(graph, layer)[1]:
+        return ", or ".join(causes)  # values that are not spikes go round in a cycle: the layer has no input of its own
+    inputs = SpikeRaster(inputs.data[:steps], inputs.dt, kind=inputs.kind)
+    given = _true_spikes(graph, layer, spikes, {**(heard or {}), layer: replayed}, steps)
+    drives = {bias: _drive(graph, layer, inputs, given, bias=bias) for bias in (True, False)}
     for cause, convention in wrong_conventions(node):
-        if torch.equal(run_convention(convention, drives[convention.bias])[0], replayed):
+        drive, *more = drives[convention.bias]
+        if torch.equal(run_convention(convention, drive, more=more)[0], replayed):
+            causes.append(cause)
+    for cause, other in _other_delays(graph, layer):
+        drive, *more = _drive(other, layer, inputs, given, bias=True)
+        if torch.equal(run_convention(Convention(node), drive, more=more)[0], replayed):
             causes.append(cause)
     if not replayed.any():
         causes.insert(0, "silent: the layer never spikes in the replay")
@@ -175,12 +194,44 @@ def _shifted(expected: torch.Tensor, replayed: torch.Tensor) -> str:
     return ""
 
 
+def _true_spikes(
+    graph: SpikingGraph,
+    layer: str,
+    spikes: Mapping[str, torch.Tensor],
+    heard: Mapping[str, torch.Tensor],
+    steps: int,
+) -> dict[str, torch.Tensor]:
+    """Spikes that reached a layer in the replay: the graph's, but of layers that hear ``layer`` the replay's own."""
+    hearing = behind(graph, layer)
+    return {
+        name: (heard[name] if name in hearing and name in heard else part).detach().cpu()[:steps]
+        for name, part in spikes.items()
+    }
+
+
+def _other_delays(graph: SpikingGraph, layer: str) -> Iterator[tuple[str, SpikingGraph]]:
+    """Yield graphs in which one delay before a layer lasts a step more or less, and what that is called."""
+    for name, node in graph.nodes.items():
+        if not isinstance(node, Delay) or layer not in behind(graph, name):
+            continue
+        for more, word in ((1, "late"), (-1, "early")):
+            steps = node.steps + np.float32(more)
+            if bool((steps >= (1 if name in behind(graph, name) else 0)).all()):
+                yield f"delay: {name} hands on 1 step {word}", graph.with_nodes({name: Delay(steps)})
+
+
 def _drive(
     graph: SpikingGraph, layer: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor], *, bias: bool
-) -> torch.Tensor:
-    """Summed input of a layer, float32 (time, batch, *neurons), from the spikes upstream; optionally without biases."""
+) -> list[torch.Tensor]:
+    """What each edge brings a layer, float32 (time, batch, *neurons), from the spikes upstream; or without biases."""
+    known: dict[str, torch.Tensor] = {}
 
     def value(name: str) -> torch.Tensor:
+        if name not in known:
+            known[name] = computed(name)
+        return known[name]
+
+    def computed(name: str) -> torch.Tensor:
         node = graph.nodes[name]
         if name in spikes:
             return spikes[name].detach().cpu().to(torch.float32)
@@ -190,18 +241,23 @@ def _drive(
         if isinstance(node, SPIKING):
             raise GraphError(f"{name}: its spikes are not recorded, so {layer} cannot be run alone; record them")
         if isinstance(node, READOUT):
-            dynamics, (x, *more) = NeuronDynamics(node, "cpu"), [value(source) for source in sources]
+            dynamics, (x, *more) = NeuronDynamics(node, "cpu"), parts(name)
             return dynamics.advance(x, dynamics.initial_state(x.shape[1]), more=more).output
+        x = _total(parts(name))
+        if isinstance(node, Delay):
+            return later(x, node)
         function = stateless_function(node if bias else _without_bias(node), "cpu")
-        x = total(name)
         return torch.stack([function(step) for step in x])
 
-    def total(name: str) -> torch.Tensor:
-        x, *more = (value(source) for source in graph.sources(name))
-        return added(x, more)
+    def parts(name: str) -> list[torch.Tensor]:
+        return [value(source) for source in graph.sources(name)]
 
     with exact_float32():
-        return total(layer)
+        return parts(layer)
+
+
+def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return added(parts[0], parts[1:])
 
 
 def _without_bias(node: Node) -> Node:
@@ -216,7 +272,9 @@ def _without_bias(node: Node) -> Node:
             return node
 
 
-def _threshold_interval(node: Spiking, drive: torch.Tensor, expected: torch.Tensor, replayed: torch.Tensor) -> str:
+def _threshold_interval(
+    node: Spiking, drive: Sequence[torch.Tensor], expected: torch.Tensor, replayed: torch.Tensor
+) -> str:
     """Explain the replay by another threshold, or return an empty text.
 
     With resets by value the membrane follows from the replayed spikes alone, whatever the threshold: it must lie above
@@ -226,7 +284,7 @@ def _threshold_interval(node: Spiking, drive: torch.Tensor, expected: torch.Tens
         return ""
     if not bool((node.v_threshold == node.v_threshold.flat[0]).all()):
         return ""
-    _, v = run_convention(Convention(node), drive, replayed)
+    _, v = run_convention(Convention(node), drive[0], replayed, drive[1:])
     spiking, quiet = v[replayed], v[~replayed]
     low = float(quiet.max()) if quiet.numel() else -math.inf
     high = float(spiking.min()) if spiking.numel() else math.inf

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from slamp.arithmetic import fixed_point_problems
+from slamp.delays import later
 from slamp.dynamics import added
 from slamp.errors import UnsupportedNodeError
 from slamp.fixed_dynamics import fixed_function
@@ -202,19 +203,7 @@ def driven(layer: DrivenLayer, graph: SpikingGraph, name: str, integer: Node, va
 def _passed(name: str, node: Node, x: torch.Tensor) -> torch.Tensor:
     """Run whole numbers (time, batch, *features) through a node; mean pools add up, their gain is in the weights."""
     if isinstance(node, Delay):
-        return _later(x, node)
+        return later(x, node)
     pool = SumPool2d(node.kernel_size, node.stride) if isinstance(node, AvgPool2d) else node
     passed = fixed_function(pool, float(x.abs().max()), where=name)(x.flatten(0, 1))
     return passed.reshape(*x.shape[:2], *passed.shape[1:])
-
-
-def _later(x: torch.Tensor, node: Delay) -> torch.Tensor:
-    """Delay each feature of (time, batch, *features) by its steps; nothing arrives before."""
-    flat = x.flatten(2)
-    found = torch.zeros_like(flat)
-    late = node.steps.reshape(-1).astype(int)
-    for steps in np.unique(late):
-        of_these = torch.from_numpy(np.flatnonzero(late == steps))
-        kept = max(len(flat) - int(steps), 0)
-        found[len(flat) - kept :, :, of_these] = flat[:kept, :, of_these]
-    return found.reshape(x.shape)

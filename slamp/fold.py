@@ -54,7 +54,9 @@ def fold_batchnorm(graph: SpikingGraph, raster: SpikeRaster) -> Folding:
         nodes[before] = _folded(weighted, scale)
         edges = [edge for edge in edges if edge[1] != name]
         edges = [(before, target) if source == name else (source, target) for source, target in edges]
-    result = SpikingGraph(nodes, tuple(edges), graph.dt, graph.arithmetic, graph.parameters, graph.device)
+    result = SpikingGraph(
+        nodes, tuple(edges), graph.dt, graph.arithmetic, graph.parameters, graph.device, readout=graph.readout
+    )
     cells, differing = _effect(graph, result, raster) if folded else (0, 0)
     return Folding(result, tuple(folded), cells, differing)
 

@@ -10,15 +10,15 @@ import torch
 
 from slamp.errors import UnsupportedModuleError
 from slamp.neuron_calls import check_state, loops_over_time, state_fields
-from slamp.tracing import Call, Trace, Value
+from slamp.tracing import Call, Trace, Value, words
 from slamp.unrolled import Instance, Meaning, Operation, Read, Stack, State, Unread
 
 Operand = Instance | Value
-IDENTITIES = frozenset("contiguous clone detach detach_ to float type_as cpu cuda identity alias requires_grad_".split())
-RESHAPES = frozenset("flatten view reshape unflatten squeeze unsqueeze reshape_as view_as ravel".split())
-DROPOUTS = frozenset("dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout".split())
+IDENTITIES = words("contiguous clone detach detach_ to float type_as cpu cuda identity alias requires_grad_")
+RESHAPES = words("flatten view reshape unflatten squeeze unsqueeze reshape_as view_as ravel")
+DROPOUTS = words("dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout")
 # What may follow a readout over time without moving the largest class.
-MONOTONE = frozenset("softmax log_softmax".split())
+MONOTONE = words("softmax log_softmax")
 
 
 class Interpreter:
@@ -99,7 +99,7 @@ class Interpreter:
     # Neurons
 
     def _neuron(self, call: Call) -> None:
-        module, where = call.module, call.line
+        module, where = call.module, call.where
         assert module is not None
         x, state = neuron_arguments(call)
         meaning = self.operand(x) if isinstance(x, Value) else None
@@ -108,13 +108,13 @@ class Interpreter:
         if isinstance(meaning, Unread):
             return self._bind(call.result, meaning)
         if isinstance(meaning, (Read, State)) or meaning is None:
-            raise UnsupportedModuleError(self._unreadable(meaning, f"{where}: {call.path} ({kind})"))
+            raise UnsupportedModuleError(self._unreadable(meaning, f"{where}: {kind}"))
         before = self._state_before(call, state)
         operation = Operation("neuron", module=module)
         if not loops_over_time(module):
             if isinstance(meaning, Stack):
                 raise UnsupportedModuleError(
-                    f"{where}: {call.path}: {kind} receives all time steps at once and would take them for a batch; "
+                    f"{where}: {kind} receives all time steps at once and would take them for a batch; "
                     "loop over time, or use the module that does"
                 )
             made = self.instance(operation, [meaning], output.shape[1:], call, before=before)
@@ -124,7 +124,7 @@ class Interpreter:
             if not isinstance(meaning, Stack) or meaning.axis != 0:
                 found = tuple(x.shape)
                 raise UnsupportedModuleError(
-                    f"{where}: {call.path}: {kind} loops over the first axis as time and receives shape {found} of one "
+                    f"{where}: {kind} loops over the first axis as time and receives shape {found} of one "
                     f"step; give it (time, batch, ...), or use {kind}Cell in a loop"
                 )
             entries = []
@@ -150,7 +150,7 @@ class Interpreter:
         }
         if not found:
             x = neuron_arguments(call)[0]
-            check_state(call.module, x.tensor, fields, f"{call.line}: {call.path}")
+            check_state(call.module, x.tensor, fields, call.where)
             return None
         meaning = next(iter(found.values()))
         before = meaning.instance if isinstance(meaning, State) else meaning
@@ -159,7 +159,7 @@ class Interpreter:
             handed_on &= isinstance(other, Instance) or (isinstance(other, State) and other.field == name)
         if not handed_on:
             raise UnsupportedModuleError(
-                f"{call.line}: {call.path}: the state of {type(call.module).__name__} is not the one it returned the "
+                f"{call.where}: the state of {type(call.module).__name__} is not the one it returned the "
                 "step before; hand it on as it is"
             )
         return before
@@ -168,7 +168,7 @@ class Interpreter:
 
     def _function(self, call: Call) -> None:
         name = plain_name(call.function)
-        values = [value for value in _values((call.arguments, call.options))]
+        values = list(_values((call.arguments, call.options)))
         dynamic = [value for value in values if isinstance(self._meanings.get(id(value)), _DYNAMIC)]
         known = not any(not value.known for value in values)
         if known and not dynamic and name not in PREFIXED:
@@ -180,7 +180,7 @@ class Interpreter:
             return self._bind(call.result, self._meanings.get(id(call.arguments[0]), None))
         handler = HANDLERS.get(name)
         if handler is None:
-            message = f"{call.line}: {call.function} is not captured; {ADVICE.get(name, GENERAL)}"
+            message = f"{call.where}: {call.what} is not captured; {ADVICE.get(call.what, ADVICE.get(name, GENERAL))}"
             self.unread.append(Unread(message, call))
             return self._bind(call.result, self.unread[-1])
         try:
@@ -210,7 +210,7 @@ class Interpreter:
         self,
         call: Call,
         operands: Sequence[Meaning | Value],
-        make: Callable[[int], Operation],
+        operation: Operation,
         *,
         part: int = 0,
         shape: Sequence[int] | None = None,
@@ -220,13 +220,13 @@ class Interpreter:
         Args:
             call: The call.
             operands: Its operands.
-            make: Returns the operation, given how many axes lie before the features (1: batch, 2: batch and time).
+            operation: What is done in one step.
             part: Which instance of the call it is.
             shape: Shape of the result, all axes; that of the call's result by default.
         """
         for operand in operands:
             if isinstance(operand, (State, Read, Unread)):
-                raise UnsupportedModuleError(self._unreadable(operand, f"{call.line}: {call.function}"))
+                raise UnsupportedModuleError(self._unreadable(operand, f"{call.where}: {call.what}"))
         result = tuple(call.result.shape) if shape is None else tuple(shape)
         stacks = [operand for operand in operands if isinstance(operand, Stack)]
         if not stacks:
@@ -234,13 +234,12 @@ class Interpreter:
             if features is None:
                 raise self.refuse(call, f"gives shape {result}, whose first axis is not the batch", BATCH_FIRST)
             ready = [operand for operand in operands if isinstance(operand, (Instance, Value))]
-            return self.instance(make(1), ready, features, call, part=part)
+            return self.instance(operation, ready, features, call, part=part)
         axis, count = stacks[0].axis, len(stacks[0].entries)
         if any(stack.axis != axis or len(stack.entries) != count for stack in stacks):
             raise self.refuse(call, "combines sequences of different lengths or axes", "give all one layout")
         if result[axis : axis + 1] != (count,) or result[1 - axis : 2 - axis] != (self.batch,):
             raise self.refuse(call, f"gives shape {result}, which mixes time and batch", BATCH_FIRST)
-        operation = make(2)
         entries = []
         for index in range(count):
             ready = []
@@ -252,7 +251,7 @@ class Interpreter:
 
     def refuse(self, call: Call, found: str, advice: str) -> UnsupportedModuleError:
         """Return an error about a call."""
-        return UnsupportedModuleError(f"{call.line}: {call.function} {found}; {advice}")
+        return UnsupportedModuleError(f"{call.where}: {call.what} {found}; {advice}")
 
     def _unreadable(self, meaning: object, where: str) -> str:
         match meaning:
@@ -277,7 +276,8 @@ class Interpreter:
 def neuron_arguments(call: Call) -> tuple[Any, Any]:
     """Return the input and the state a neuron module was called with."""
     named = {"input_tensor": 0, "state": 1}
-    bound = {**dict(enumerate(call.arguments)), **{named.get(key, key): item for key, item in call.options.items()}}
+    bound: dict[object, Any] = dict(enumerate(call.arguments))
+    bound.update({named.get(key, key): item for key, item in call.options.items()})
     return bound.get(0), bound.get(1)
 
 
@@ -304,6 +304,9 @@ _DYNAMIC = (Instance, Stack, State, Read, Unread)
 GENERAL = "use the modules and operations of the support table in the README"
 BATCH_FIRST = "keep the batch axis as it is; operations on time and batch together are not captured"
 ADVICE = {
+    "LSTM": "use LIFRecurrentCell or LSNNRecurrentCell",
+    "RNN": "use LIFRecurrentCell or LSNNRecurrentCell",
+    "GRU": "use LIFRecurrentCell or LSNNRecurrentCell",
     "gt": "use a neuron of norse.torch for thresholds",
     "lt": "use a neuron of norse.torch for thresholds",
     "heaviside": "use a neuron of norse.torch for thresholds",
@@ -319,7 +322,7 @@ ADVICE = {
     "clamp": "use a neuron in its place",
 }
 # Functions whose calls on states before the first step are kept: they are the first steps of sites.
-PREFIXED = frozenset("linear conv1d conv2d batch_norm add sub mul div neg rsub radd rmul cat".split()) | RESHAPES
+PREFIXED = words("linear conv1d conv2d batch_norm add sub mul div neg rsub radd rmul cat") | RESHAPES
 
 Handler = Callable[[Interpreter, Call], Any]
 HANDLERS: dict[str, Handler] = {}

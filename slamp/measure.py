@@ -12,7 +12,7 @@ from slamp.activity import Activity
 from slamp.allocate import allocate
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
-from slamp.capture import read_graph
+from slamp.capture import graph_of
 from slamp.errors import RasterError
 from slamp.graph import SpikingGraph
 from slamp.masks import make_masks
@@ -20,7 +20,7 @@ from slamp.raster import SpikeRaster
 from slamp.recover import recover
 from slamp.score import resolve_method, score
 from slamp.shared import live_count, weight_count
-from slamp.simulate import predictions, simulate
+from slamp.simulate import predictions, readout_of, simulate
 from slamp.taps import connections, weighted_sum
 
 BATCH = 128
@@ -61,7 +61,7 @@ def account(
     held_out: SpikeRaster,
     metric: float | None = None,
     *,
-    readout: str = "mean",
+    readout: str | None = None,
     weights: int | None = None,
 ) -> Accounts:
     """Measure a graph on the calibration and the held-out sample.
@@ -71,7 +71,7 @@ def account(
         raster: Calibration sample.
         held_out: Held-out sample.
         metric: Replaces the accuracy from labels.
-        readout: How the output is read.
+        readout: How the output is read; see `accuracy`.
         weights: Of the network as it was, if channels were removed from it.
     """
     kept = {name: node.weight != 0 for name, node in graph.weighted.items()}
@@ -93,14 +93,21 @@ def account(
     )
 
 
-def accuracy(graph: SpikingGraph, raster: SpikeRaster, *, readout: str = "mean") -> float:
-    """Share of samples whose label is the class with the largest output, read over time as ``readout`` says.
+def accuracy(graph: SpikingGraph, raster: SpikeRaster, *, readout: str | None = None) -> float:
+    """Share of samples whose label is the class with the largest output.
+
+    Args:
+        graph: The network.
+        raster: Samples with labels.
+        readout: How the output is read over time: "mean", "sum", "last" or "max"; by default as the captured module
+            reads it (``graph.readout``), and "mean" where it returns every step.
 
     Raises:
         RasterError: The raster has no labels.
     """
     if raster.labels is None:
         raise RasterError("accuracy: the raster has no labels; give labels of shape (batch,)")
+    readout = readout_of(graph, readout)
     hits = 0
     for part in raster.batches(BATCH):
         assert part.labels is not None
@@ -115,7 +122,7 @@ def densities_curve(
 
     The first 128 samples of ``raster`` are used; if a layer never fires on them the curve is empty.
     """
-    graph, _ = read_graph(net, raster.features, raster.dt)
+    graph = graph_of(net, raster)
     raster = raster.samples(0, BATCH)
     activity = calibrate(graph, raster)
     if not all(activity.neurons[name].spike_counts.any() for name in graph.spiking):
@@ -130,6 +137,6 @@ def densities_curve(
             continue
         masks = make_masks(scores, allocate(scores, Budget(density=density)))
         pruned = recover(net, masks, raster, per="neuron", targets=activity)
-        pruned_graph, _ = read_graph(pruned, raster.features, raster.dt)
+        pruned_graph = graph_of(pruned, raster)
         points.append((density, accuracy(pruned_graph, held_out, readout=readout)))
     return points

@@ -9,7 +9,7 @@ import torch
 from slamp.activity import Activity
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
-from slamp.capture import read_graph
+from slamp.capture import graph_of
 from slamp.energy import busiest_step, energy_per_sample
 from slamp.graph import SpikingGraph
 from slamp.raster import SpikeRaster
@@ -19,13 +19,13 @@ BATCH = 128
 
 def measured_sops(net: torch.nn.Module, raster: SpikeRaster) -> float:
     """SOPs per sample of a network, counted exactly on the reference's spikes."""
-    graph, _ = read_graph(net, raster.features, raster.dt)
+    graph = graph_of(net, raster)
     return calibrate(graph, raster.batches(BATCH), fold=False).sops
 
 
 def measured_use(net: torch.nn.Module, raster: SpikeRaster, budget: Budget) -> dict[str, float]:
     """Return what every measured budget takes, by name, counted exactly on the reference's spikes."""
-    graph, _ = read_graph(net, raster.features, raster.dt)
+    graph = graph_of(net, raster)
     return use_of(graph, calibrate(graph, raster.batches(BATCH), fold=False), budget)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def arguments(call: Call, *names: str, **defaults: Any) -> dict[str, Any]:
     return {**found, **{key: value for key, value in call.options.items() if key in names or key in defaults}}
 
 
-def handles(*names: str) -> Any:
+def handles(*names: str) -> Callable[[Handler], Handler]:
     """Register the reader of the named functions."""
 
     def register(handler: Handler) -> Handler:
@@ -41,14 +41,25 @@ def _linear(reader: Interpreter, call: Call) -> Meaning:
     found = arguments(call, "input", "weight", "bias", bias=None)
     x = reader.operand(found["input"])
     constants = _constants(reader, call, found["weight"], found["bias"])
-    return reader.lifted(call, [x], lambda axes: Operation("linear", (), constants))
+    return reader.lifted(call, [x], Operation("linear", (), constants))
 
 
 @handles("conv1d", "conv2d")
 def _conv(reader: Interpreter, call: Call) -> Meaning:
     found = arguments(
-        call, "input", "weight", "bias", "stride", "padding", "dilation", "groups",
-        bias=None, stride=1, padding=0, dilation=1, groups=1,
+        call,
+        "input",
+        "weight",
+        "bias",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        bias=None,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
     )
     axes = 1 if call.function == "conv1d" else 2
     constants = _constants(reader, call, found["weight"], found["bias"])
@@ -60,21 +71,35 @@ def _conv(reader: Interpreter, call: Call) -> Meaning:
         _tuple(found["dilation"], axes),
         int(found["groups"]),
     )
-    return reader.lifted(call, [_one_step(reader, call, found["input"])], lambda _: Operation("conv", settings, constants))
+    return reader.lifted(call, [_one_step(reader, call, found["input"])], Operation("conv", settings, constants))
 
 
 @handles("batch_norm")
 def _batch_norm(reader: Interpreter, call: Call) -> Meaning:
     found = arguments(
-        call, "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
-        weight=None, bias=None, training=False, momentum=0.1, eps=1e-5,
+        call,
+        "input",
+        "running_mean",
+        "running_var",
+        "weight",
+        "bias",
+        "training",
+        "momentum",
+        "eps",
+        weight=None,
+        bias=None,
+        training=False,
+        momentum=0.1,
+        eps=1e-5,
     )
     if found["training"] or found["running_mean"] is None:
-        raise reader.refuse(call, "uses the statistics of the batch", "use track_running_stats=True and net.eval()")
+        raise reader.refuse(
+            call, "has no running statistics and uses those of the batch", "use track_running_stats=True"
+        )
     names = ("running_mean", "running_var", "weight", "bias")
     constants = _constants(reader, call, *(found[name] for name in names))
     x = _one_step(reader, call, found["input"])
-    return reader.lifted(call, [x], lambda _: Operation("norm", (float(found["eps"]),), constants))
+    return reader.lifted(call, [x], Operation("norm", (float(found["eps"]),), constants))
 
 
 # Arithmetic
@@ -107,18 +132,18 @@ def _sum(reader: Interpreter, call: Call, factors: Sequence[float]) -> Meaning:
             continue
         if factor == -1.0:
             minus = Operation("scale", (), (Value(torch.tensor(-1.0)),))
-            operand = reader.lifted(call, [operand], lambda _, minus=minus: minus, part=part)
+            operand = reader.lifted(call, [operand], minus, part=part)
             part += 1
         result.append(operand)
     _check_constants(reader, call, result)
-    return reader.lifted(call, result, lambda _: Operation("add"), part=part)
+    return reader.lifted(call, result, Operation("add"), part=part)
 
 
 @handles("mul", "rmul", "multiply", "div", "divide")
 def _mul(reader: Interpreter, call: Call) -> Meaning:
     operands = [reader.operand(value) for value in call.arguments[:2]]
-    if any(not isinstance(operand, (Value, Instance)) or not _known(operand) for operand in operands):
-        operands = [operand.result if _known(operand) else operand for operand in operands]
+    if not all(isinstance(operand, Value) or _known(operand) for operand in operands):
+        operands = [known if (known := _known(operand)) is not None else operand for operand in operands]
     constants = [operand for operand in operands if isinstance(operand, Value)]
     others = [operand for operand in operands if not isinstance(operand, Value)]
     if len(others) != 1:
@@ -138,22 +163,23 @@ def _mul(reader: Interpreter, call: Call) -> Meaning:
             raise reader.refuse(call, "divides by a number that is no power of two", "multiply by its inverse")
         factor = inverse
     _check_constants(reader, call, [factor])
-    return reader.lifted(call, others, lambda _: Operation("scale", (), (factor,)))
+    return reader.lifted(call, others, Operation("scale", (), (factor,)))
 
 
 @handles("neg", "negative")
 def _neg(reader: Interpreter, call: Call) -> Meaning:
     minus = Value(torch.tensor(-1.0))
-    return reader.lifted(call, [reader.operand(call.arguments[0])], lambda _: Operation("scale", (), (minus,)))
+    return reader.lifted(call, [reader.operand(call.arguments[0])], Operation("scale", (), (minus,)))
 
 
 @handles("relu")
 def _relu(reader: Interpreter, call: Call) -> Meaning:
-    return reader.lifted(call, [reader.operand(call.arguments[0])], lambda _: Operation("relu"))
+    return reader.lifted(call, [reader.operand(call.arguments[0])], Operation("relu"))
 
 
-def _known(operand: Any) -> bool:
-    return isinstance(operand, Instance) and operand.known and operand.result is not None
+def _known(operand: Meaning | Value) -> Value | None:
+    """Return the number behind an instance that does not depend on the input."""
+    return operand.result if isinstance(operand, Instance) and operand.known else None
 
 
 def _inverse(factor: Value) -> Value | None:
@@ -164,9 +190,9 @@ def _inverse(factor: Value) -> Value | None:
 
 def _check_constants(reader: Interpreter, call: Call, operands: Sequence[Meaning | Value]) -> None:
     for operand in operands:
-        if isinstance(operand, Value) and operand.tensor.is_floating_point() and operand.tensor.dtype != torch.float32:
-            if operand.tensor.ndim:
-                raise reader.refuse(call, f"reads a constant of {operand.tensor.dtype}", "use float32")
+        tensor = operand.tensor if isinstance(operand, Value) else torch.zeros(())
+        if tensor.ndim and tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise reader.refuse(call, f"reads a constant of {tensor.dtype}", "use float32")
 
 
 # Pools
@@ -175,68 +201,85 @@ def _check_constants(reader: Interpreter, call: Call, operands: Sequence[Meaning
 @handles("max_pool2d")
 def _max_pool(reader: Interpreter, call: Call) -> Meaning:
     found = arguments(
-        call, "input", "kernel_size", "stride", "padding", "dilation", "ceil_mode",
-        stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False,
+        call,
+        "input",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "ceil_mode",
+        stride=None,
+        padding=0,
+        dilation=1,
+        ceil_mode=False,
+        return_indices=False,
     )
     if found["ceil_mode"] or found["return_indices"] or _tuple(found["dilation"], 2) != (1, 1):
         raise reader.refuse(call, "has ceil_mode, dilation or return_indices", "use the defaults")
     kernel = _tuple(found["kernel_size"], 2)
     settings = (kernel, _tuple(found["stride"], 2) if found["stride"] else kernel, _tuple(found["padding"], 2))
-    return reader.lifted(call, [_one_step(reader, call, found["input"])], lambda _: Operation("max_pool", settings))
+    return reader.lifted(call, [_one_step(reader, call, found["input"])], Operation("max_pool", settings))
 
 
 @handles("avg_pool2d")
 def _avg_pool(reader: Interpreter, call: Call) -> Meaning:
     found = arguments(
-        call, "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
-        stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None,
+        call,
+        "input",
+        "kernel_size",
+        "stride",
+        "padding",
+        "ceil_mode",
+        "count_include_pad",
+        "divisor_override",
+        stride=None,
+        padding=0,
+        ceil_mode=False,
+        count_include_pad=True,
+        divisor_override=None,
     )
     kernel, padding = _tuple(found["kernel_size"], 2), _tuple(found["padding"], 2)
     uncounted = padding != (0, 0) and not found["count_include_pad"]
     if found["ceil_mode"] or uncounted or found["divisor_override"] is not None:
         raise reader.refuse(
             call,
-            "AvgPool2d with ceil_mode, divisor_override or count_include_pad=False under padding is not captured",
+            "with ceil_mode, divisor_override or count_include_pad=False under padding is not captured",
             "use the defaults",
         )
     settings = (kernel, _tuple(found["stride"], 2) if found["stride"] else kernel, padding)
-    return reader.lifted(call, [_one_step(reader, call, found["input"])], lambda _: Operation("avg_pool", settings))
+    return reader.lifted(call, [_one_step(reader, call, found["input"])], Operation("avg_pool", settings))
 
 
 @handles("lp_pool2d")
 def _lp_pool(reader: Interpreter, call: Call) -> Meaning:
-    found = arguments(
-        call, "input", "norm_type", "kernel_size", "stride", "ceil_mode", stride=None, ceil_mode=False
-    )
+    found = arguments(call, "input", "norm_type", "kernel_size", "stride", "ceil_mode", stride=None, ceil_mode=False)
     if float(found["norm_type"]) != 1.0 or found["ceil_mode"]:
         raise reader.refuse(
             call,
-            f"LPPool2d with norm_type {found['norm_type']}, ceil_mode {found['ceil_mode']}",
+            f"with norm_type {found['norm_type']}, ceil_mode {found['ceil_mode']} is not captured",
             "allowed is norm_type 1 (sum pooling) without ceil_mode",
         )
     kernel = _tuple(found["kernel_size"], 2)
     settings = (kernel, _tuple(found["stride"], 2) if found["stride"] else kernel)
-    return reader.lifted(call, [_one_step(reader, call, found["input"])], lambda _: Operation("sum_pool", settings))
+    return reader.lifted(call, [_one_step(reader, call, found["input"])], Operation("sum_pool", settings))
 
 
 @handles("adaptive_avg_pool2d")
 def _adaptive(reader: Interpreter, call: Call) -> Meaning:
     x = _one_step(reader, call, call.arguments[0])
-    return reader.lifted(call, [x], lambda _: Operation("adaptive_avg_pool", call.result.shape[-2:]))
+    return reader.lifted(call, [x], Operation("adaptive_avg_pool", call.result.shape[-2:]))
 
 
 @handles("interpolate", "upsample")
 def _upsample(reader: Interpreter, call: Call) -> Meaning:
-    found = arguments(
-        call, "input", "size", "scale_factor", "mode", size=None, scale_factor=None, mode="nearest"
-    )
+    found = arguments(call, "input", "size", "scale_factor", "mode", size=None, scale_factor=None, mode="nearest")
     x, before, after = found["input"], found["input"].shape[-2:], call.result.shape[-2:]
     if found["mode"] != "nearest" or any(b % a for a, b in zip(before, after, strict=True)) or len(x.shape) != 4:
         raise reader.refuse(
             call, f"goes from {before} to {after} by mode {found['mode']!r}", "allowed is nearest by whole factors"
         )
     settings = tuple(b // a for a, b in zip(before, after, strict=True))
-    return reader.lifted(call, [_one_step(reader, call, x)], lambda _: Operation("upsample", settings))
+    return reader.lifted(call, [_one_step(reader, call, x)], Operation("upsample", settings))
 
 
 @handles("pad")
@@ -245,7 +288,7 @@ def _pad(reader: Interpreter, call: Call) -> Meaning:
     pads = tuple(int(item) for item in found["pad"])
     value = float(found["value"] or 0.0) if found["mode"] == "constant" else 0.0
     settings = (pads, str(found["mode"]), value)
-    return reader.lifted(call, [_one_step(reader, call, found["input"])], lambda _: Operation("pad", settings))
+    return reader.lifted(call, [_one_step(reader, call, found["input"])], Operation("pad", settings))
 
 
 # Shapes
@@ -261,8 +304,8 @@ def _reshape(reader: Interpreter, call: Call) -> Meaning:
         before = call.arguments[0].shape
         if shape[:2] != before[:2]:
             raise reader.refuse(call, f"makes {shape} of {before}", BATCH_FIRST)
-        return reader.lifted(call, [x], lambda _: Operation("reshape", shape[2:]))
-    return reader.lifted(call, [x], lambda _: Operation("reshape", shape[1:]))
+        return reader.lifted(call, [x], Operation("reshape", shape[2:]))
+    return reader.lifted(call, [x], Operation("reshape", shape[1:]))
 
 
 @handles("permute", "transpose", "swapaxes", "movedim")
@@ -272,8 +315,10 @@ def _permute(reader: Interpreter, call: Call) -> Meaning:
     # Numbered axes, permuted the same way, say where each came from.
     probe = torch.arange(count).reshape(*[1] * count) if count == 0 else torch.empty(*range(2, count + 2))
     function = getattr(torch, call.function)
-    moved = function(probe, *call.arguments[1:], **call.options) if call.function != "permute" else probe.permute(
-        *(call.arguments[1:] if call.arguments[1:] else (call.options["dims"],))
+    moved = (
+        function(probe, *call.arguments[1:], **call.options)
+        if call.function != "permute"
+        else probe.permute(*(call.arguments[1:] if call.arguments[1:] else (call.options["dims"],)))
     )
     axes = tuple(size - 2 for size in moved.shape)
     if isinstance(x, Read):
@@ -283,10 +328,10 @@ def _permute(reader: Interpreter, call: Call) -> Meaning:
             return Stack(x.entries, 1 - x.axis)
         if axes[:2] != (0, 1):
             raise reader.refuse(call, f"moves axes {axes}", BATCH_FIRST)
-        return reader.lifted(call, [x], lambda _: Operation("permute", tuple(axis - 2 for axis in axes[2:])))
+        return reader.lifted(call, [x], Operation("permute", tuple(axis - 2 for axis in axes[2:])))
     if axes[0] != 0:
         raise reader.refuse(call, f"moves the batch axis ({axes})", BATCH_FIRST)
-    return reader.lifted(call, [x], lambda _: Operation("permute", tuple(axis - 1 for axis in axes[1:])))
+    return reader.lifted(call, [x], Operation("permute", tuple(axis - 1 for axis in axes[1:])))
 
 
 @handles("cat")
@@ -304,7 +349,7 @@ def _cat(reader: Interpreter, call: Call) -> Meaning:
     before = 2 if stacks else 1
     if dim < before:
         raise reader.refuse(call, "joins batches", BATCH_FIRST)
-    return reader.lifted(call, meanings, lambda _: Operation("cat", (dim - before,)))
+    return reader.lifted(call, meanings, Operation("cat", (dim - before,)))
 
 
 @handles("stack")
@@ -364,14 +409,12 @@ def _taken(reader: Interpreter, call: Call, x: Meaning | Value, index: Sequence[
         if (start, stop) != (0, size):
             shape[before + axis] = stop - start
             settings = (axis, start, stop)
-            x = reader.lifted(
-                call, [x], lambda _, settings=settings: Operation("take", settings), part=part, shape=shape
-            )
+            x = reader.lifted(call, [x], Operation("take", settings), part=part, shape=shape)
             part += 1
         axis += 1
     result = tuple(call.result.shape)
     if tuple(shape) != result:
-        x = reader.lifted(call, [x], lambda _: Operation("reshape", result[before:]), part=part)
+        x = reader.lifted(call, [x], Operation("reshape", result[before:]), part=part)
     assert not isinstance(x, Value)
     return x
 
@@ -398,13 +441,15 @@ def _parts(reader: Interpreter, call: Call) -> list[Any]:
         stop = start + (1 if call.function == "unbind" else item.shape[dim])
         settings = (dim - before, start, stop)
         shape = [*value.shape[:dim], stop - start, *value.shape[dim + 1 :]]
-        taken = reader.lifted(
-            call, [x], lambda _, settings=settings: Operation("take", settings), part=2 * part, shape=shape
-        )
+        taken = reader.lifted(call, [x], Operation("take", settings), part=2 * part, shape=shape)
         if tuple(shape) != tuple(item.shape):
             after = tuple(item.shape)
             taken = reader.lifted(
-                call, [taken], lambda _, after=after: Operation("reshape", after[before:]), part=2 * part + 1, shape=after
+                call,
+                [taken],
+                Operation("reshape", after[before:]),
+                part=2 * part + 1,
+                shape=after,
             )
         found.append(taken)
         start = stop
@@ -444,7 +489,7 @@ def _over_time(reader: Interpreter, call: Call) -> Any:
         if x.over_time and not found["keepdim"]:
             return Read(how, x, (call,))
         if how == "sum" and not found["keepdim"]:  # branches stacked and added
-            return reader.lifted(call, list(x.entries), lambda _: Operation("add"))
+            return reader.lifted(call, list(x.entries), Operation("add"))
     raise reader.refuse(call, f"over axes {dims or 'all'}", "sum, mean and max are captured over time, as the readout")
 
 
@@ -454,7 +499,9 @@ def _after(reader: Interpreter, call: Call) -> Meaning:
     if isinstance(x, Instance):
         x = Read("last", Stack((x,), 0))
     if not isinstance(x, Read):
-        raise reader.refuse(call, "is applied to every step", "read the output over time first (sum, mean, max or last)")
+        raise reader.refuse(
+            call, "is applied to every step", "read the output over time first (sum, mean, max or last)"
+        )
     return _after_reading(reader, call, x)
 
 
@@ -470,7 +517,9 @@ def _one_step(reader: Interpreter, call: Call, value: Any) -> Meaning | Value:
     meaning = reader.operand(value)
     if isinstance(meaning, Stack):
         raise reader.refuse(
-            call, f"receives a sequence of shape {value.shape}", "loop over time, or wrap the module in norse.torch.Lift"
+            call,
+            f"receives a sequence of shape {value.shape}",
+            "loop over time, or wrap the module in norse.torch.Lift",
         )
     return meaning
 
@@ -481,7 +530,7 @@ def _constants(reader: Interpreter, call: Call, *values: Any) -> tuple[Value | N
             raise reader.refuse(call, "has a weight that depends on the input", "use fixed weights")
         if isinstance(value, Value) and not value.name and value.call is not None:
             raise UnsupportedModuleError(
-                f"{call.line}: {call.function} uses a weight that is computed in each step ({value.call.function} at "
+                f"{call.where}: {call.what} uses a weight that is computed in each step ({value.call.function} at "
                 f"{value.call.line}); make it a parameter, computed once before capturing"
             )
     return tuple(values)

@@ -8,7 +8,7 @@ import torch
 
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
-from slamp.capture import read_graph
+from slamp.capture import graph_of
 from slamp.errors import BudgetError
 from slamp.measured import BATCH, exceeds, use_of
 from slamp.prune_channels import prune_channels
@@ -68,7 +68,7 @@ def prune(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned
 
 def _holds(pruned: Pruned, raster: SpikeRaster, budget: Budget) -> bool:
     """Whether every budget holds as it is, so that no single weight has to go."""
-    graph, _ = read_graph(pruned.net, raster.features, raster.dt)
+    graph = graph_of(pruned.net, raster)
     activity = calibrate(graph, raster.batches(BATCH), fold=False)
     if exceeds(use_of(graph, activity, budget), budget):
         return False
@@ -79,7 +79,7 @@ def _of_smaller(budget: Budget, net: torch.nn.Module, small: torch.nn.Module, ra
     """Return the budget with a density, which is a share of the whole network, as a share of the smaller one."""
     if budget.density is None and budget.sparsity is None:
         return budget
-    total, left = (weight_count(read_graph(each, raster.features, raster.dt)[0]) for each in (net, small))
+    total, left = (weight_count(graph_of(each, raster)) for each in (net, small))
     share = budget.density if budget.density is not None else 1 - float(budget.sparsity or 0.0)
     given = {name: value for name, value in budget.given.items() if name not in ("density", "sparsity")}
     given["density"] = min(1.0, share * total / left)

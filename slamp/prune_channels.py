@@ -9,7 +9,7 @@ import torch
 from slamp.allocate_channels import ChannelPlan, allocate_channels
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
-from slamp.capture import read_graph
+from slamp.capture import graph_of
 from slamp.channels import Channels
 from slamp.errors import BudgetError
 from slamp.measured import BATCH, exceeds, measured_sops, measured_use, spent, use_of
@@ -34,7 +34,7 @@ def prune_channels(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, 
         pruning: How to prune; its method is not "auto".
         zeros_follow: Only as far as single zeros could not help, see `slamp.allocate_channels`.
     """
-    graph, _ = read_graph(net, raster.features, raster.dt)
+    graph = graph_of(net, raster)
     check_modules(graph, net)
     dense = calibrate(graph, raster.batches(BATCH), progress=pruning.progress)
     scores = scores_of(graph, dense, raster, pruning)
@@ -83,7 +83,7 @@ def _trimmed(
 ) -> tuple[torch.nn.Module, Channels]:
     """Remove more channels from a retrained network, which is not retrained again, until measured use holds."""
     budget = pruning.budget
-    graph, _ = read_graph(net, raster.features, raster.dt)
+    graph = graph_of(net, raster)
     activity = calibrate(graph, raster.batches(BATCH), fold=False)
     scores = scores_of(graph, activity, raster, pruning)
     use = use_of(graph, activity, budget)

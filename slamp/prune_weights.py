@@ -18,7 +18,7 @@ from slamp.allocate_channels import ChannelPlan
 from slamp.balance import check_balance
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
-from slamp.capture import read_graph
+from slamp.capture import graph_of
 from slamp.channels import Channels
 from slamp.checkpoint import Checkpoint
 from slamp.energy import on_host
@@ -122,7 +122,7 @@ class Pruning:
 
 def prune_weights(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -> Pruned:
     """Prune single weights of ``net`` to a budget; see `slamp.prune`."""
-    graph, _ = read_graph(net, raster.features, raster.dt)
+    graph = graph_of(net, raster)
     dense = calibrate(graph, raster.batches(BATCH), progress=pruning.progress)
     scores = scores_of(graph, dense, raster, pruning)
     if pruning.schedule == "iterative":
@@ -134,7 +134,7 @@ def prune_weights(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning) -
     if budget.measured:
         use = measured_use(pruned, raster, budget)
         if exceeds(use, budget):
-            current, _ = read_graph(pruned, raster.features, raster.dt)
+            current = graph_of(pruned, raster)
             scores = scores_of(current, calibrate(current, raster.batches(BATCH)), raster, pruning)
             pruned, plan = trim(pruned, scores, raster, budget, balance=pruning.balance, progress=pruning.progress)
         elif spent(use, budget) < SPENT and _measured_binds(plan, budget) and not pruning.balance:
@@ -233,7 +233,7 @@ def _iterative(
         plan = allocate(scores, relaxed, balance=pruning.balance, progress=pruning.progress)
         current = recover_and_retrain(current, make_masks(scores, plan), raster, pruning, dense, index, effort)
         rounds.append(finished_round(current, raster, plan, pruning.budget, {}))
-        graph, _ = read_graph(current, raster.features, raster.dt)
+        graph = graph_of(current, raster)
         scores = scores_of(graph, calibrate(graph, raster.batches(BATCH)), raster, pruning)
     return _one_shot(current, raster, pruning, scores, dense, rounds, effort)
 
@@ -335,7 +335,7 @@ def finished_round(
     net: torch.nn.Module, raster: SpikeRaster, plan: Plan | ChannelPlan, budget: Budget, asked: Mapping[str, float]
 ) -> Round:
     """Measure what a round led to."""
-    graph, _ = read_graph(net, raster.features, raster.dt)
+    graph = graph_of(net, raster)
     activity = calibrate(graph, raster.batches(BATCH), fold=False)
     predicted = {name: plan.usage[name][0] for name in budget.measured if name in plan.usage}
     return Round(dict(asked), predicted, use_of(graph, activity, budget), activity.sops, plan.density)

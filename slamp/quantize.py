@@ -115,7 +115,8 @@ def quantization(graph: SpikingGraph, profile: Profile, activity: Activity) -> Q
             assert expected is not None
             integers, layers[name] = _best(graph, layer, inputs, expected, _rates(inputs))
             nodes |= integers
-    return Quantization(SpikingGraph(nodes, graph.edges, graph.dt, FixedPoint(), graph.parameters), layers)
+    fixed = SpikingGraph(nodes, graph.edges, graph.dt, FixedPoint(), graph.parameters, readout=graph.readout)
+    return Quantization(fixed, layers)
 
 
 def _check(graph: SpikingGraph, profile: Profile, activity: Activity) -> None:

@@ -38,7 +38,7 @@ from slamp.nodes import (
     uniform,
 )
 from slamp.raster import seconds
-from slamp.read_modules import check_plain_weights, plain_array, scale_of
+from slamp.read_modules import plain_array, scale_of
 from slamp.read_neurons import INPUT, KINDS, RECURRENT, neuron_of
 from slamp.sites import Edge, Site
 from slamp.tracing import Value
@@ -190,14 +190,13 @@ class _Reader:
         operation = site.operation
         call = site.first.call
         assert call is not None
-        module = self.modules.get(call.path)
-        where = f"{site.line}: {call.path}" if call.line.file else call.path
-        if module is not None:
-            check_plain_weights(module, where)
+        where = call.where
         tensors = [None if value is None else value.tensor for value in operation.constants]
         for tensor in tensors:
             if tensor is not None and tensor.dtype != torch.float32:
-                raise UnsupportedModuleError(f"{where}: the weight is {tensor.dtype}; allowed is float32; call net.float()")
+                raise UnsupportedModuleError(
+                    f"{where}: the weight is {tensor.dtype}; allowed is float32; call net.float()"
+                )
         if operation.kind == "norm":
             mean, var, weight, bias = tensors
             assert mean is not None
@@ -222,8 +221,7 @@ class _Reader:
         assert module is not None
         call = site.first.call
         assert call is not None
-        path = call.path
-        where = f"{call.line}: {path}" if call.line.file else path
+        path, where = call.path, call.where
         node = neuron_of(module, site.shape, where=where, dt=self.parts.dt)
         self.parts.dt = seconds(module.dt)
         name = self._free(node_name(path))
@@ -255,7 +253,8 @@ class _Reader:
         if len(before) != 1:
             kind = type(module).__name__
             raise UnsupportedModuleError(
-                f"{where}: {kind} receives shape {before} per sample, allowed is one axis; put torch.nn.Flatten before it"
+                f"{where}: {kind} receives shape {before} per sample, allowed is one axis; "
+                "put torch.nn.Flatten before it"
             )
         return Linear(plain_array(getattr(module, which)))
 
@@ -397,7 +396,9 @@ class _Reader:
                 return node_name(constant.name.rpartition(".")[0])
         module = self.modules.get(call.path)
         if module is not None and type(module).__module__.startswith("torch.nn.") and call.path != "(net)":
-            if not list(module.children()) and not isinstance(module, (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d)):
+            if not list(module.children()) and not isinstance(
+                module, (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d)
+            ):
                 return node_name(call.path)
             if site.operation.kind == "pad":
                 return f"{node_name(call.path)}_pad"
@@ -420,12 +421,16 @@ class _Reader:
             full = torch.broadcast_to(tensor, (1, *before))[0]
         except RuntimeError as error:
             raise self._refuse(
-                site, f"combines a constant of shape {tuple(tensor.shape)} with values of shape {before}", "match the shapes"
+                site,
+                f"combines a constant of shape {tuple(tensor.shape)} with values of shape {before}",
+                "match the shapes",
             ) from error
         flat = full.reshape(before[0], -1)
         if not bool((flat == flat[:, :1]).all()):
             raise self._refuse(
-                site, "combines values with a constant that differs within a channel", "use one number, or one per channel"
+                site,
+                "combines values with a constant that differs within a channel",
+                "use one number, or one per channel",
             )
         array = flat[:, 0].numpy().astype(np.float32)
         array.flags.writeable = False
@@ -433,9 +438,8 @@ class _Reader:
 
     def _refuse(self, site: Site, found: str, advice: str) -> UnsupportedModuleError:
         call = site.first.call
-        name = "" if call is None else call.function or type(call.module).__name__
-        path = f" ({call.path})" if call is not None and call.line.file and call.path != "(net)" else ""
-        return UnsupportedModuleError(f"{site.line}{path}: {name} {found}; {advice}")
+        assert call is not None
+        return UnsupportedModuleError(f"{call.where}: {call.what} {found}; {advice}")
 
 
 def node_name(path: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from slamp.atomic import write_atomically
 from slamp.compare import Difference
 from slamp.errors import MissingDependencyError, RasterError
+from slamp.overview import Overview
 from slamp.verification import Verification
 
 JSON_NAME = "report.json"
@@ -142,6 +143,7 @@ class Report:
         verdicts: Lines at the top; the first is the verdict of the report.
         totals: Before/after table.
         layers: Per-layer table and bars.
+        graph: The shipped network, drawn.
         budgets: Budget table.
         chip: Name of the chip, if there is one.
         resources: Its resources, used and there.
@@ -158,6 +160,7 @@ class Report:
     verdicts: tuple[VerdictLine, ...] = ()
     totals: tuple[Row, ...] = ()
     layers: tuple[LayerRow, ...] = ()
+    graph: Overview | None = None
     budgets: tuple[BudgetRow, ...] = ()
     chip: str = ""
     resources: tuple[ChipRow, ...] = ()
@@ -173,6 +176,7 @@ class Report:
         tables = asdict(self)
         for row, layer in zip(tables["layers"], self.layers, strict=True):
             row["density"] = layer.density
+        tables["graph"] = self.graph and self.graph.to_json()
         plain: dict[str, Any] = _jsonable(tables)
         return plain
 
@@ -239,7 +243,7 @@ def render_html(report: Report) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
 
-        from slamp.report_pictures import curve_picture, layer_bars, spike_picture
+        from slamp.report_pictures import curve_picture, graph_picture, layer_bars, spike_picture
     except ImportError as error:
         raise MissingDependencyError(f"report: {error}; install the extra with pip install 'slamp[report]'") from error
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -248,6 +252,7 @@ def render_html(report: Report) -> str:
     return template.render(
         report=report,
         bars=layer_bars(report.layers) if report.layers else "",
+        graph=graph_picture(report.graph) if report.graph else "",
         curve=curve_picture(report.curve) if report.curve else "",
         raster=spike_picture(report.raster) if report.raster else "",
     )

@@ -11,9 +11,12 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from slamp.graph_picture import MOST_EDGES, MOST_NODES, graph_svg
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from slamp.overview import Overview
     from slamp.report import CurvePoint, LayerRow, RasterPicture
 
 BEFORE, AFTER, MARK, INK, GRID = "#c3cad5", "#2f6f9f", "#c8372d", "#39424e", "#e6e9ee"
@@ -119,6 +122,12 @@ def spike_picture(picture: RasterPicture) -> str:
         return _data_url(figure)
 
 
+def graph_picture(graph: Overview) -> str:
+    """Draw the network; nothing where it is larger than anybody can follow."""
+    small = len(graph.nodes) <= MOST_NODES and len(graph.edges) <= MOST_EDGES
+    return _svg_url(graph_svg(graph).encode()) if small else ""
+
+
 def _spread(values: Sequence[float]) -> list[float]:
     """Drop values so close to the one before that their labels would overlap on a logarithmic axis."""
     kept: list[float] = []
@@ -148,4 +157,8 @@ def _bars(axes: Axes, names: list[str], before: Sequence[float | None], after: S
 def _data_url(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _svg_url(buffer.getvalue())
+
+
+def _svg_url(picture: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(picture).decode("ascii")

@@ -17,13 +17,15 @@ first cell that differs, both runs share them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from slamp.causality import computed_before
+from slamp.delays import holds_back
 from slamp.errors import GraphError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
@@ -40,6 +42,7 @@ from slamp.nodes import (
     Conv2d,
     CubaLI,
     CubaLIF,
+    Delay,
     Input,
     Linear,
     MaxPool2d,
@@ -101,25 +104,70 @@ def membrane_bound(graph: SpikingGraph, layer: str, inputs: SpikeRaster, spikes:
         kind = type(graph.nodes[layer]).__name__
         raise GraphError(f"{layer}: no rounding bound is known for {kind}, which no target runs; use LIFCell")
     check_raster(graph, inputs)
-    return _membrane(graph, layer, inputs, spikes)
+    return _evaluated(graph, layer, inputs, spikes)
 
 
 def output_bound(graph: SpikingGraph, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> Bounded:
     """Return the values of an analog output and their rounding bound; arguments and errors as `membrane_bound`."""
     check_raster(graph, inputs)
-    return _value(graph, graph.output, inputs, spikes)
+    return _evaluated(graph, graph.output, inputs, spikes)
 
 
-def _value(graph: SpikingGraph, name: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> Bounded:
-    """What leaves a node: known exactly for the input and for spiking layers, computed for the rest."""
+def _evaluated(graph: SpikingGraph, last: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> Bounded:
+    """What leaves a node, of neurons the membrane, from the input and the spikes of the spiking layers before it.
+
+    One node after another over all steps, or, where values that are not spikes go round in a cycle, step by step.
+    """
+    order, cyclic = computed_before(graph, last)
+    shapes = {name: (inputs.batch, *graph.shapes[name]) for name in order}
+    states = {name: _State(node, shapes[name]) for name in order if isinstance(node := graph.nodes[name], NEURON)}
+    lines = {
+        name: _Line(node, inputs.steps, shapes[name]) for name in order if isinstance(node := graph.nodes[name], Delay)
+    }
+    fired = {name: _fired(graph, name, inputs, spikes) for name in states if isinstance(graph.nodes[name], SPIKING)}
+    early = [name for name in lines if cyclic and holds_back(graph.nodes[name])]
+    found: list[Bounded] = []
+    length = 1 if cyclic else inputs.steps
+    for start in range(0, inputs.steps, length):
+        span = slice(start, start + length)
+        values = {name: lines[name].late(span) for name in early}
+        for name in [name for name in order if name not in early]:
+            parts = [_leaving(graph, source, inputs, spikes, values, span) for source in graph.sources(name)]
+            if name in states:
+                values[name] = _membranes(states[name], parts, fired[name][span] if name in fired else None)
+            elif name in lines:
+                lines[name].take(span, _summed(parts))
+                values[name] = lines[name].late(span)
+            else:
+                values[name] = stateless_bound(graph.nodes[name], _summed(parts))
+        for name in early:
+            parts = [_leaving(graph, source, inputs, spikes, values, span) for source in graph.sources(name)]
+            lines[name].take(span, _summed(parts))
+        found.append(values[last])
+    return Bounded(torch.cat([part.value for part in found]), torch.cat([part.error for part in found]))
+
+
+def _leaving(
+    graph: SpikingGraph,
+    name: str,
+    inputs: SpikeRaster,
+    spikes: Mapping[str, torch.Tensor],
+    values: Mapping[str, Bounded],
+    span: slice,
+) -> Bounded:
+    """What leaves a node: known exactly for the input and for spiking layers, computed before for the rest."""
     node = graph.nodes[name]
     if isinstance(node, Input):
-        return _exact(inputs.data)
-    if isinstance(node, SPIKING):
-        return _exact(_spikes_of(name, spikes))
-    if isinstance(node, NEURON):
-        return _membrane(graph, name, inputs, spikes)
-    return stateless_bound(node, _summed(graph, name, inputs, spikes))
+        return _exact(inputs.data[span])
+    return _exact(_spikes_of(name, spikes)[span]) if isinstance(node, SPIKING) else values[name]
+
+
+def _fired(graph: SpikingGraph, name: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    fired = _spikes_of(name, spikes).detach().cpu()
+    allowed = (inputs.steps, inputs.batch, *graph.shapes[name])
+    if fired.shape != allowed:
+        raise GraphError(f"{name}: spikes of shape {tuple(fired.shape)}; allowed is {allowed}")
+    return fired
 
 
 def _spikes_of(name: str, spikes: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -133,15 +181,22 @@ def _exact(values: torch.Tensor) -> Bounded:
     return Bounded(value, torch.zeros_like(value))
 
 
-def _summed(graph: SpikingGraph, name: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> Bounded:
+def _summed(parts: Sequence[Bounded]) -> Bounded:
     """Sum over the edges into a node."""
-    parts = [_value(graph, source, inputs, spikes) for source in graph.sources(name)]
     if len(parts) == 1:
         return parts[0]
+    total = _added(parts)
+    return Bounded(total.value, total.error + _gamma(len(parts)) * _size(parts))
+
+
+def _added(parts: Sequence[Bounded]) -> Bounded:
+    """Sum in exact arithmetic, with the errors of its parts alone."""
     value = torch.stack([part.value for part in parts]).sum(0)
-    error = torch.stack([part.error for part in parts]).sum(0)
-    size = torch.stack([part.value.abs() + part.error for part in parts]).sum(0)
-    return Bounded(value, error + _gamma(len(parts)) * size)
+    return Bounded(value, torch.stack([part.error for part in parts]).sum(0))
+
+
+def _size(parts: Sequence[Bounded]) -> torch.Tensor:
+    return torch.stack([part.value.abs() + part.error for part in parts]).sum(0)
 
 
 def _gamma(roundings: float | torch.Tensor) -> float | torch.Tensor:
@@ -232,29 +287,48 @@ def _adaptive(node: AdaptiveAvgPool2d, x: Bounded) -> Bounded:
     return Bounded(F.adaptive_avg_pool2d(x.value, node.output_size), error)
 
 
-def _membrane(graph: SpikingGraph, name: str, inputs: SpikeRaster, spikes: Mapping[str, torch.Tensor]) -> Bounded:
-    node = graph.nodes[name]
-    assert isinstance(node, NEURON)
-    drive = _summed(graph, name, inputs, spikes)
-    fired = _spikes_of(name, spikes).detach().cpu() if isinstance(node, SPIKING) else None
-    if fired is not None and fired.shape != drive.value.shape:
-        raise GraphError(f"{name}: spikes of shape {tuple(fired.shape)}; allowed is {tuple(drive.value.shape)}")
-    state = _State(node, drive.value.shape[1:], edges=len(graph.sources(name)))
-    value, error = torch.empty_like(drive.value), torch.empty_like(drive.error)
-    for t in range(drive.value.shape[0]):
-        state.integrate(drive.value[t], drive.error[t])
+def _membranes(state: _State, parts: Sequence[Bounded], fired: torch.Tensor | None) -> Bounded:
+    total, size = _added(parts), _size(parts)
+    value, error = torch.empty_like(total.value), torch.empty_like(total.error)
+    for t in range(total.value.shape[0]):
+        state.integrate(Bounded(total.value[t], total.error[t]), size[t], len(parts))
         value[t], error[t] = state.v, state.v_error
         if fired is not None:
             state.reset(fired[t])
     return Bounded(value, error)
 
 
+class _Line:
+    """What a `Delay` was given so far; zero before."""
+
+    def __init__(self, node: Delay, steps: int, shape: tuple[int, ...]) -> None:
+        self.late_by = torch.from_numpy(node.steps.astype(np.int64))
+        self.value, self.error = (torch.zeros(steps, *shape, dtype=torch.float64) for _ in range(2))
+
+    def take(self, span: slice, x: Bounded) -> None:
+        """Take what arrives in a span of steps."""
+        self.value[span], self.error[span] = x.value, x.error
+
+    def late(self, span: slice) -> Bounded:
+        """Return what leaves in a span of steps."""
+        return Bounded(*(self._late(part, span) for part in (self.value, self.error)))
+
+    def _late(self, part: torch.Tensor, span: slice) -> torch.Tensor:
+        late = torch.zeros_like(part[span])
+        for k in (int(k) for k in self.late_by.unique()):
+            first = max(span.start - k, 0)
+            came = part[first : max(span.stop - k, 0)]
+            there = self.late_by == k
+            if len(came):
+                late[late.shape[0] - len(came) :, :, there] = came[:, :, there]
+        return late
+
+
 class _State:
     """Exact membrane and current of one layer, and the error bound of each."""
 
-    def __init__(self, node: Neuron, shape: torch.Size, edges: int) -> None:
+    def __init__(self, node: Neuron, shape: tuple[int, ...]) -> None:
         self.node = node
-        self.edges = edges  # each of them may be added to the current by itself
         start = node.v_reset if isinstance(node, IF) else node.v_leak
         self.v = _double(start).expand(shape).clone()
         self.v_error = torch.zeros(shape, dtype=torch.float64)
@@ -264,33 +338,38 @@ class _State:
         self.v_leak = zero if isinstance(node, IF) else _double(node.v_leak)
         self.decay_syn = _double(node.decay_syn) if isinstance(node, (CubaLIF, CubaLI)) else zero
 
-    def integrate(self, x: torch.Tensor, x_error: torch.Tensor) -> None:
-        """Advance to the membrane that is compared with the threshold."""
-        if isinstance(self.node, IF):
-            size = self.v.abs() + self.v_error + x.abs() + x_error
-            self.v = self.v + x
-            self.v_error = self.v_error + x_error + _gamma(GAIN) * size + 2 * TINY
-            return
-        if isinstance(self.node, (CubaLIF, CubaLI)):
-            x, x_error = self._current(x, x_error)
-        keep, decay, leak = 1 - self.decay_mem, self.decay_mem, self.v_leak
-        before, drive = self.v.abs() + self.v_error, x.abs() + x_error
-        self.v = keep * self.v + decay * (leak + x)
-        local = _gamma(UPDATE) * before + _gamma(GAIN) * decay * (before + leak.abs() + drive)
-        self.v_error = keep * self.v_error + decay * x_error + local + 4 * TINY
+    def integrate(self, x: Bounded, size: torch.Tensor, edges: int) -> None:
+        """Advance to the membrane that is compared with the threshold.
 
-    def _current(self, x: torch.Tensor, x_error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        Args:
+            x: Sum over the edges, with the errors of what came over them.
+            size: Sum of the largest absolute values over the edges.
+            edges: Their number; targets add them to one another, or one by one to the current.
+        """
+        if isinstance(self.node, (CubaLIF, CubaLI)):
+            drive, size = self._current(x, size, edges)
+        else:
+            drive = Bounded(x.value, x.error + (_gamma(edges) * size if edges > 1 else 0.0))
+            size = size + drive.error - x.error
+        if isinstance(self.node, IF):
+            size = self.v.abs() + self.v_error + size
+            self.v = self.v + drive.value
+            self.v_error = self.v_error + drive.error + _gamma(GAIN) * size + 2 * TINY
+            return
+        keep, decay, leak = 1 - self.decay_mem, self.decay_mem, self.v_leak
+        before = self.v.abs() + self.v_error
+        self.v = keep * self.v + decay * (leak + drive.value)
+        local = _gamma(UPDATE) * before + _gamma(GAIN) * decay * (before + leak.abs() + size)
+        self.v_error = keep * self.v_error + decay * drive.error + local + 4 * TINY
+
+    def _current(self, x: Bounded, size: torch.Tensor, edges: int) -> tuple[Bounded, torch.Tensor]:
         """Add the input to the decayed current; ``i`` is kept as the membrane sees it, before its own decay."""
-        keep = 1 - self.decay_syn
-        before, drive = self.i.abs() + self.i_error, x.abs() + x_error
-        self.i = keep * self.i + x
-        local = (
-            _gamma(UPDATE + self.edges - 1) * before
-            + _gamma(UPDATE + CONSTANT) * self.decay_syn * before
-            + _gamma(GAIN) * drive
-        )
-        self.i_error = keep * self.i_error + x_error + local + 4 * TINY
-        return self.i, self.i_error
+        keep, more = 1 - self.decay_syn, edges - 1
+        before = self.i.abs() + self.i_error
+        self.i = keep * self.i + x.value
+        local = _gamma(UPDATE + more) * before + _gamma(UPDATE + CONSTANT) * self.decay_syn * before
+        self.i_error = keep * self.i_error + x.error + local + _gamma(GAIN + more) * size + 4 * TINY
+        return Bounded(self.i, self.i_error), self.i.abs() + self.i_error
 
     def reset(self, fired: torch.Tensor) -> None:
         """Reset the neurons that fired: by value the error vanishes, by subtraction it stays and one rounding joins."""

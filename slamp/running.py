@@ -21,6 +21,8 @@ from slamp.errors import SlampError, UnsupportedModuleError
 from slamp.interpret import Interpreter
 from slamp.neuron_calls import is_neuron, loops_over_time
 from slamp.operations import register_handlers
+from slamp.read_modules import check_plain_weights
+from slamp.read_neurons import check_neuron
 from slamp.sites import Edge, Folding, Sites
 from slamp.tracing import LIBRARIES, Trace, Tracer, Value
 from slamp.unrolled import Instance, Operation, Read, Stack, State, Unread
@@ -92,22 +94,24 @@ def record(
     batch = TRACED_SAMPLES if steps != TRACED_SAMPLES else TRACED_SAMPLES + 1
     data = [_excerpt(tensor, steps, batch) for tensor in inputs]
     failures: dict[Style, Exception] = {}
+    where: dict[Style, str] = {}
     for style in styles:
-        tracer = Tracer(net, is_neuron)
+        tracer = Tracer(net, is_neuron, _check)
         try:
             with exact_float32(), left_as_found(net):
                 run_style(net, data, style, partial(tracer.run, net), tracer.input)
         except Exception as error:  # noqa: BLE001  # the user's code may raise anything
             failures[style] = error
+            where[style] = tracer.failure
             if style == "steps" or (_taken_apart(tracer.trace, style) and isinstance(error, SlampError)):
                 break
             continue
         if style == "steps" or _taken_apart(tracer.trace, style):
             return Recorded(style, tracer.trace, tuple(tuple(tensor.shape[2:]) for tensor in data), steps, batch)
-    raise _worst(failures, net)
+    raise _worst(failures, where, net)
 
 
-def _worst(failures: dict[Style, Exception], net: torch.nn.Module) -> Exception:
+def _worst(failures: dict[Style, Exception], where: dict[Style, str], net: torch.nn.Module) -> Exception:
     """Return the error that says most: what was refused, else what one step raised."""
     for error in failures.values():
         if isinstance(error, SlampError):
@@ -119,12 +123,20 @@ def _worst(failures: dict[Style, Exception], net: torch.nn.Module) -> Exception:
             "or take one step and return its output and state"
         )
     error = failures[style]
-    line = _line_of(error)
+    line, place = _line_of(error), where.get(style, "")
+    found = f"{line}: {place}" if line and place else line or place or "(net)"
     given = "one time step, (batch, ...)" if style == "steps" else "a sequence, (time, batch, ...)"
     return UnsupportedModuleError(
-        f"{line or '(net)'}: {type(error).__name__}: {error}; {type(net).__name__} was given {given}; "
+        f"{found}: {type(error).__name__}: {error}; {type(net).__name__} was given {given}; "
         "check the shape of the samples, (time, batch, *features), against what its forward expects"
     )
+
+
+def _check(module: torch.nn.Module, where: str) -> None:
+    if is_neuron(module):
+        check_neuron(module, where=where, dt=None)
+    elif module._parameters or module._buffers or torch.nn.utils.parametrize.is_parametrized(module):
+        check_plain_weights(module, where)
 
 
 def _line_of(error: Exception) -> str:

@@ -23,6 +23,7 @@ from slamp.graph import SpikingGraph
 from slamp.nodes import Conv1d, Conv2d, Weighted
 from slamp.raster import SpikeRaster
 from slamp.shared import check_uses, uses_of
+from slamp.simulate import readout_of
 from slamp.temporal import importance, joint_alignment, joint_bound, measured_sensitivity, omega, single_step_importance
 
 FROM_ACTIVITY = ("slamp", "slamp-activity", "slamp-bound")
@@ -154,7 +155,7 @@ def score(
     activity: Activity | None = None,
     method: str = "slamp",
     *,
-    readout: str = "mean",
+    readout: str | None = None,
     raster: SpikeRaster | None = None,
     generator: np.random.Generator | None = None,
     budget: Budget | None = None,
@@ -169,7 +170,8 @@ def score(
         graph: The network.
         activity: What `calibrate` measured on it; methods without data need it only for a later SOP budget.
         method: One of `METHODS`, or "auto": "slamp" for a budget that limits SOPs or energy, else "slamp-activity".
-        readout: How the output is read over time, "mean", "sum", "last" or "max".
+        readout: How the output is read over time, "mean", "sum", "last" or "max"; by default as the captured module
+            reads it, and "mean" where it returns every step.
         raster: Samples, for "slamp-measured".
         generator: Source of the keys of "random".
         budget: What "auto" is to be chosen for; other methods do not look at it.
@@ -185,7 +187,7 @@ def score(
     _check(graph, activity, method, raster, generator)
     check_uses(graph)
     uses = uses_of(graph)
-    factors = _factors(graph, uses, activity, method, readout, raster)
+    factors = _factors(graph, uses, activity, method, readout_of(graph, readout), raster)
     seed = None if method != "random" or generator is None else int(generator.integers(2**63))
     sort = partial(_sorted_layer, uses=uses, activity=activity, method=method, factors=factors, seed=seed)
     items = [(index, pair) for index, pair in enumerate(graph.weighted.items()) if pair[0] in uses]

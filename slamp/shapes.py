@@ -45,10 +45,10 @@ def output_shape(name: str, node: Node, shape: Shape) -> Shape:
         case MaxPool2d():
             return _max_pool(name, node, shape)
         case AdaptiveAvgPool2d():
-            if len(shape) != 3 or min(node.output_size) < 1:
-                raise shape_mismatch(
-                    name, node, shape, f"(channels, y, x); output_size {node.output_size} must be positive"
-                )
+            if min(node.output_size) < 1:
+                raise GraphError(f"{name}: output_size is {node.output_size}; allowed are sides of 1 and more")
+            if len(shape) != 3:
+                raise shape_mismatch(name, node, shape, "(channels, y, x)")
             return (shape[0], *node.output_size)
         case Sum():
             return shape

@@ -37,7 +37,9 @@ def shrunk_graph(graph: SpikingGraph, channels: Channels) -> SpikingGraph:
             nodes[name] = Reshape((int(np.count_nonzero(kept[name])), *node.shape[1:]))
         else:
             nodes[name] = node
-    return SpikingGraph(nodes, graph.edges, graph.dt, graph.arithmetic, graph.parameters, graph.device)
+    return SpikingGraph(
+        nodes, graph.edges, graph.dt, graph.arithmetic, graph.parameters, graph.device, readout=graph.readout
+    )
 
 
 def shrunk_activity(activity: Activity, graph: SpikingGraph, channels: Channels) -> Activity:

@@ -267,6 +267,11 @@ def check_raster(graph: SpikingGraph, raster: SpikeRaster) -> None:
         )
 
 
+def readout_of(graph: SpikingGraph, readout: str | None) -> str:
+    """Return how an output is read over time: as asked, else as the captured module reads it, else "mean"."""
+    return readout or graph.readout or "mean"
+
+
 def predictions(recording: Recording, readout: str = "mean") -> torch.Tensor:
     """Return the class of each sample, int64 (batch,): the largest output, read over time as ``readout`` says.
 

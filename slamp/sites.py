@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from slamp.errors import UnsupportedModuleError
-from slamp.tracing import Value
+from slamp.tracing import Value, words
 from slamp.unrolled import Instance, Operation, Read, Stack
 
-MAPS_ZERO_TO_ZERO = frozenset(
-    "scale reshape permute take cat relu max_pool avg_pool sum_pool adaptive_avg_pool upsample add".split()
+MAPS_ZERO_TO_ZERO = words(
+    "scale reshape permute take cat relu max_pool avg_pool sum_pool adaptive_avg_pool upsample add"
 )
 
 
@@ -176,6 +176,11 @@ class Folding:
                 turned = each[::-1]
                 if all(self.matches(edge, operand, t) for edge, operand in zip(edges, turned, strict=True)):
                     continue
+            if site.operation.kind == "neuron" and t and instance.before is not site.instances.get(t - 1):
+                raise UnsupportedModuleError(
+                    f"{_where(instance)}: {_what(instance)} starts anew in step {t}; hand the state it returned to its "
+                    "next call (torch.nn.Sequential does not, norse.torch.SequentialState does)"
+                )
             for edge, operand in zip(edges, each, strict=True):
                 if not self.matches(edge, operand, t):
                     raise self._differs(instance, t, self._reason(edge, operand, t))
@@ -184,7 +189,9 @@ class Folding:
             missing = [t for t in range(first, last + 1) if t not in site.instances]
             if first != 0 or missing or last < self.steps - 1:
                 at = first - 1 if first else (missing or [last + 1])[0]
-                raise UnsupportedModuleError(f"{model.line}: the neuron runs in step {last} but not in step {at}; {ALIKE}")
+                raise UnsupportedModuleError(
+                    f"{_where(model)}: {_what(model)} runs in step {last} but not in step {at}; {ALIKE}"
+                )
 
     def matches(self, edge: Edge | Value, operand: Instance | Value, t: int) -> bool:
         """True if at step ``t`` an operand is what an edge (or constant) says, or zero before the first value."""
@@ -200,9 +207,7 @@ class Folding:
                 return operand.time == at
             return self._stands_for(edge.source, at, operand)
         value = _value(operand).tensor
-        if bool((value == 0).all()) and self._zero(edge.source, at):
-            return True
-        return False
+        return bool((value == 0).all()) and self._zero(edge.source, at)
 
     def _zero(self, site: Site, t: int, depth: int = 0) -> bool:
         """True if a site's value at a step is zero because nothing has arrived yet."""
@@ -246,10 +251,18 @@ class Folding:
         return "reads other values than a later step"
 
     def _differs(self, instance: Instance, t: int, what: str) -> UnsupportedModuleError:
-        return UnsupportedModuleError(f"{instance.line}: step {t} {what}; {ALIKE}")
+        return UnsupportedModuleError(f"{_where(instance)}: {_what(instance)}: step {t} {what}; {ALIKE}")
 
 
 ALIKE = "every time step must compute the same; start recurrent values from zeros"
+
+
+def _where(instance: Instance) -> str:
+    return "(net)" if instance.call is None else instance.call.where
+
+
+def _what(instance: Instance) -> str:
+    return "the input" if instance.call is None else instance.call.what
 
 
 def _value(operand: Instance | Value) -> Value:

@@ -8,7 +8,7 @@ import torch
 from slamp.activity import Activity
 from slamp.allocate import Plan, allocate, masked_graph
 from slamp.budget import Budget
-from slamp.capture import read_graph
+from slamp.capture import graph_of
 from slamp.energy import on_host
 from slamp.errors import BudgetError, MappingError
 from slamp.fans import fans_hold
@@ -202,5 +202,5 @@ def other_budgets_hold(graph: SpikingGraph, activity: Activity | None, masks: Ma
 
 def masks_of(net: torch.nn.Module, raster: SpikeRaster) -> Masks:
     """Which weights of a network are not zero."""
-    graph, _ = read_graph(net, raster.features, raster.dt)
+    graph = graph_of(net, raster)
     return Masks({name: node.weight != 0 for name, node in graph.weighted.items()}, graph.parameters)

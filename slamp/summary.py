@@ -18,6 +18,7 @@ from slamp.mapping import place
 from slamp.measure import Accounts
 from slamp.measured import use_of
 from slamp.memory import memory_bits
+from slamp.overview import overview
 from slamp.raster import SpikeRaster
 from slamp.report import (
     BudgetRow,
@@ -103,6 +104,7 @@ def run_report(run: Run, summary: Mapping[str, Any], held_out: SpikeRaster, dire
             )
             for row in summary["layers"]
         ),
+        graph=overview(run.shipped),
         budgets=tuple(
             BudgetRow(row["name"], row["limit"], row["used"], row["multiplier"], row["binds"])
             for row in summary["budgets"]

@@ -20,17 +20,25 @@ from torch.overrides import TorchFunctionMode
 
 from slamp.errors import UnsupportedModuleError
 
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
 Leaf = Callable[[torch.nn.Module], bool]
-LIBRARIES = tuple(str(Path(str(module.__file__)).parent) for module in (torch, norse)) + (str(Path(__file__).parent),)
+Check = Callable[[torch.nn.Module, str], None]
+LIBRARIES = (*(str(Path(str(module.__file__)).parent) for module in (torch, norse)), str(Path(__file__).parent))
 # Drawn numbers differ from run to run, so nothing can be proven of them.
-RANDOM = frozenset(
-    "rand randn randint randperm rand_like randn_like randint_like normal bernoulli poisson multinomial binomial "
-    "normal_ uniform_ bernoulli_ random_ exponential_ geometric_ cauchy_ log_normal_ rrelu gumbel_softmax".split()
+RANDOM = words(
+    "rand randn randint randperm rand_like randn_like randint_like normal bernoulli poisson multinomial "
+    "binomial normal_ uniform_ bernoulli_ random_ exponential_ geometric_ cauchy_ log_normal_ rrelu "
+    "gumbel_softmax"
 )
 # A number read into Python may decide what is computed, which a graph cannot follow.
-READS = frozenset(
-    "item tolist numpy __bool__ __int__ __float__ __index__ __complex__ __array__ __contains__ is_nonzero equal "
-    "allclose".split()
+READS = words(
+    "item tolist numpy __bool__ __int__ __float__ __index__ __complex__ __array__ __contains__ is_nonzero "
+    "equal allclose"
 )
 
 
@@ -59,6 +67,7 @@ class Call:
         options: Keyword arguments, likewise.
         result: What it returned, likewise.
         line: Where the user's code made the call.
+        kind: Class of the module of torch that called the function, or of the leaf module; "" in the user's code.
         place: The chain of callers; two calls with equal places are one piece of code run twice.
     """
 
@@ -70,6 +79,17 @@ class Call:
     result: Any = field(repr=False)
     line: Line
     place: tuple[Any, ...] = field(repr=False)
+    kind: str = ""
+
+    @property
+    def where(self) -> str:
+        """Where the call was made, for messages."""
+        return place_of(self.line, self.path)
+
+    @property
+    def what(self) -> str:
+        """What was called, for messages."""
+        return self.kind or self.function
 
 
 @dataclass(eq=False)
@@ -100,13 +120,16 @@ class Trace:
     inputs: list[Value] = field(default_factory=list)
 
 
-class Tracer(TorchFunctionMode):  # type: ignore[misc]  # torch has no types for it
+class Tracer(TorchFunctionMode):
     """Records what runs while it is active."""
 
-    def __init__(self, net: torch.nn.Module, leaf: Leaf) -> None:
+    def __init__(self, net: torch.nn.Module, leaf: Leaf, check: Check) -> None:
         super().__init__()
         self.trace = Trace()
+        self.failure = ""  # the module in which the user's code raised, and what it received
         self._leaf = leaf
+        self._check = check
+        self._kinds: list[str] = []
         self._paths = {module: name or "(net)" for name, module in net.named_modules()}
         named = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
         self._values: dict[int, Value] = {}
@@ -169,7 +192,10 @@ class Tracer(TorchFunctionMode):  # type: ignore[misc]  # torch has no types for
         if self._quiet or (path := self._paths.get(module)) is None:
             return call(module, *args, **kwargs)
         self._stack.append(path)
+        of_torch = type(module).__module__.startswith("torch.nn.")
+        self._kinds.append(type(module).__name__ if of_torch or self._leaf(module) else "")
         try:
+            self._check(module, place_of(self._line(self._frames()), path))
             if not self._leaf(module):
                 return call(module, *args, **kwargs)
             arguments, options = self._valued(args), self._valued(kwargs)
@@ -180,9 +206,18 @@ class Tracer(TorchFunctionMode):  # type: ignore[misc]  # torch has no types for
             finally:
                 self._quiet -= 1
             self._record("", module, arguments, options, result, known=known)
+        except Exception:
+            shapes = [tuple(tensor.shape[1:]) for tensor in _tensors((args, kwargs))]
+            if not self.failure and shapes:
+                self.failure = f"{path}: {type(module).__name__} receives shape {shapes[0]} per sample"
+            elif not self.failure:
+                self.failure = f"{path}: {type(module).__name__}"
+            raise
+        else:
             return result
         finally:
             self._stack.pop()
+            self._kinds.pop()
 
     def _record(
         self, name: str, module: torch.nn.Module | None, arguments: Any, options: Any, result: Any, *, known: bool
@@ -196,6 +231,7 @@ class Tracer(TorchFunctionMode):  # type: ignore[misc]  # torch has no types for
             options=options,
             result=None,
             line=self._line(frames),
+            kind=self._kinds[-1] if self._kinds else "",
             place=(self._stack[-1] if self._stack else "", *((id(f.f_code), f.f_lasti) for f in frames)),
         )
         changed = _changed_in_place(name, arguments, options)
@@ -230,12 +266,17 @@ class Tracer(TorchFunctionMode):  # type: ignore[misc]  # torch has no types for
 
 
 # What says something about a tensor but not its numbers, and what torch calls on the way.
-PASSED = frozenset(
-    "size dim ndimension numel nelement is_floating_point is_complex is_contiguous stride storage_offset __len__ "
-    "get_device element_size type __hash__ __repr__ __format__ data_ptr requires_grad_ register_hook retain_grad "
-    "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty backward is_same_size "
-    "__set__ __delete__ __deepcopy__ _is_view has_names".split()
+PASSED = words(
+    "size dim ndimension numel nelement is_floating_point is_complex is_contiguous stride storage_offset "
+    "__len__ get_device element_size type __hash__ __repr__ __format__ data_ptr requires_grad_ "
+    "register_hook retain_grad zeros_like ones_like full_like empty_like new_zeros new_ones new_full "
+    "new_empty backward is_same_size __set__ __delete__ __deepcopy__ _is_view has_names"
 )
+
+
+def place_of(line: Line, path: str) -> str:
+    """Return a line of code and the path of the module that stands there, or the path alone."""
+    return f"{line}: {path}" if line.file and path != "(net)" else str(line)
 
 
 def _changed_in_place(name: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> Value | None:
@@ -270,8 +311,10 @@ def _mapped(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(_mapped(item, function) for item in tree))
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_mapped(item, function) for item in tree) if type(tree) in (tuple, list) else tuple(
-            _mapped(item, function) for item in tree
+        return (
+            type(tree)(_mapped(item, function) for item in tree)
+            if type(tree) in (tuple, list)
+            else tuple(_mapped(item, function) for item in tree)
         )
     if isinstance(tree, dict):
         return {key: _mapped(item, function) for key, item in tree.items()}

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from slamp.arithmetic import FixedPoint
+from slamp.causality import causal_groups
 from slamp.compare import Comparison, Difference, compare, shifted
 from slamp.diagnose import find_parameter_difference, probable_cause
 from slamp.errors import ArtifactError, RasterError
@@ -251,8 +252,15 @@ def _padded(raster: SpikeRaster, steps: int) -> SpikeRaster:
 def _judge_batch(tally: _Tally, batch: _Batch) -> None:
     latency = batch.artifact.latency_steps
     integers = in_integers(batch.graph)
-    order = batch.graph.order
-    comparison = compare(batch.reference, batch.replayed, latency_steps=latency, order=order, states=integers)
+    groups = causal_groups(batch.graph)
+    comparison = compare(
+        batch.reference,
+        batch.replayed,
+        latency_steps=latency,
+        order=[name for group in groups for name in group],
+        cycles=[group for group in groups if len(group) > 1],
+        states=integers,
+    )
     tally.steps = max(tally.steps, comparison.steps)
     tally.cells += comparison.cells
     tally.unobserved.update(dict.fromkeys(comparison.unobserved))
@@ -376,8 +384,14 @@ def _convention(batch: _Batch, comparison: Comparison, difference: Difference) -
     spikes = {
         name: trace.spikes[:, chosen] for name, trace in batch.reference.traces.items() if trace.spikes is not None
     }
-    replayed = shifted(found, batch.artifact.latency_steps, comparison.steps)[:, chosen]
-    return probable_cause(graph, layer, inputs, spikes, replayed)
+    latency, steps = batch.artifact.latency_steps, comparison.steps
+    heard = {
+        name: shifted(trace.spikes, latency, steps)[:, chosen]
+        for name, trace in batch.replayed.traces.items()
+        if trace.spikes is not None
+    }
+    replayed = shifted(found, latency, steps)[:, chosen]
+    return probable_cause(graph, layer, inputs, spikes, replayed, heard)
 
 
 def _alike(firsts: Sequence[Difference | None], layer: str, least: int) -> list[int]:

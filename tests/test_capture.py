@@ -31,10 +31,10 @@ from networks import (
     spikes,
 )
 from slamp.capture import ModuleReport, capture, check_module, read_graph
-from slamp.read_sites import node_name
 from slamp.errors import CaptureError, GraphError, RasterError, SlampError, UnsupportedModuleError
 from slamp.nodes import CubaLIF, Scale
 from slamp.raster import SpikeRaster
+from slamp.read_sites import node_name
 from slamp.simulate import simulate
 
 Linear = torch.nn.Linear

@@ -163,7 +163,7 @@ def test_refusals_say_what_is_wrong(tmp_path):
     padded = nir.Conv2d((1, 1), square, 1, (1, 1, 1), 1, 1, np.zeros(1, dtype=np.float32))
     one, x = nir.Input(np.array([1])), drive(1)
     cases = [
-        ("n0: Threshold is not known", chain(tmp_path / "a", nir.Threshold(full(1))), x),
+        ("n0: I is not known", chain(tmp_path / "a", nir.I(full(1))), x),
         ("n0: delays by -3 steps", chain(tmp_path / "l", nir.Delay(full(-3))), x),
         (
             r"n0: stride, padding, dilation or window of shape \(3,\)",
@@ -192,6 +192,34 @@ def test_delays_by_whole_steps_neuron_by_neuron(tmp_path):
     path = chain(tmp_path, nir.Delay(full(0, 2)), shape=(2,))
     found = run(path, np.arange(1, 9, dtype=np.float32).reshape(4, 1, 2), 1.0).output[:, 0]
     assert found.tolist() == [[1, 0], [3, 0], [5, 2], [7, 4]]
+
+
+def test_a_threshold_passes_what_lies_above_it(tmp_path):
+    path = chain(tmp_path, nir.Threshold(full(0.5, 1)), shape=(2,))
+    found = run(path, np.array([[[0.5, 1.0]], [[0.75, 1.5]]], dtype=np.float32), 1.0).output[:, 0]
+    assert found.tolist() == [[False, False], [True, True]]
+
+
+def test_a_cycle_is_late_by_its_delay_alone(tmp_path):
+    nodes = {
+        "in": nir.Input(np.array([1])),
+        "late": nir.Delay(full(2)),
+        "sum": nir.Scale(full(1)),
+        "half": nir.Scale(full(0.5)),
+    }
+    edges = [("in", "sum"), ("half", "sum"), ("sum", "late"), ("late", "half"), ("sum", "out")]
+    path = written(tmp_path / "x", {**nodes, "out": nir.Output(np.array([1]))}, edges)
+    x = np.zeros((6, 1, 1), dtype=np.float32)
+    x[0] = 8
+    assert run(path, x, 1.0).output.ravel().tolist() == [8, 0, 4, 0, 2, 0]
+    nodes |= {"late": nir.Delay(full(2, 2)), "half": nir.Linear(weight=np.ones((1, 2), dtype=np.float32))}
+    path = written(tmp_path / "y", {**nodes, "out": nir.Output(np.array([1]))}, edges)
+    with pytest.raises(ValueError, match=r"late: closes a cycle with delays of shape \(2,\) and receives \(1,\)"):
+        run(path, x, 1.0)
+    nodes["half"] = nir.Scale(full(0.5))
+    path = written(tmp_path / "z", {**nodes, "out": nir.Output(np.array([1]))}, edges)
+    with pytest.raises(ValueError, match=r"sum: its edges bring shapes \[\(1,\), \(2,\)\]; allowed are equal shapes"):
+        run(path, x, 1.0)
 
 
 def test_imports_neither_slamp_nor_torch():

@@ -31,7 +31,7 @@ def run(*words: object, cwd: Path = ROOT) -> str:
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"},
         capture_output=True,
         text=True,
         check=False,
@@ -128,6 +128,14 @@ def test_my_network_on_the_command_line(prepared: Path) -> None:
     assert summary["accuracy"]["dense"] >= 0.85
     assert summary["accuracy"]["pruned"] >= summary["accuracy"]["dense"] - 0.05
     assert summary["budgets"][0]["used"] <= 0.1
+
+
+def test_my_network_is_shown_as_the_readme_says(prepared: Path) -> None:
+    words = ["show", "examples.my_network:factory", "build/samples.npz", "--weights", "build/state.safetensors"]
+    text = run("-m", "slamp", *words, "--svg", "build/network.svg", cwd=prepared)
+    (block,) = re.findall("<!-- show -->\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert [line.rstrip() for line in text.splitlines()] == block.splitlines()
+    assert (prepared / "build" / "network.svg").read_text().startswith("<svg")
 
 
 def test_my_network_by_run_file(prepared: Path) -> None:

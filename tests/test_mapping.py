@@ -23,17 +23,27 @@ from slamp.mapping import CoreMap, core_map_from_json, map_cores, place
 from slamp.memory import encoded_bits
 from slamp.nodes import (
     LIF,
+    AdaptiveAvgPool2d,
     Affine,
     AvgPool2d,
     Conv1d,
     Conv2d,
+    Delay,
     Flatten,
     Input,
     Linear,
+    MaxPool2d,
     Node,
     Output,
+    Pad,
+    Permute,
+    Place,
+    Reshape,
     Scale,
+    Sum,
     SumPool2d,
+    Take,
+    Upsample2d,
     frozen_array,
     uniform,
 )
@@ -215,6 +225,40 @@ STATELESS: tuple[tuple[tuple[int, ...], dict[str, Node], tuple[int, ...]], ...] 
     ((2, 4, 4), {"p": SumPool2d((2, 2), (2, 2))}, (2, 2, 2)),
     ((2, 5, 7), {"p": SumPool2d((2, 3), (2, 3)), "f": Flatten(0, 2), "w": Linear(frozen_array(np.ones((3, 8))))}, (3,)),
     ((5,), {"u": Linear(frozen_array(np.ones((4, 5)))), "w": Linear(frozen_array(np.ones((6, 4))))}, (6,)),
+    (
+        (2, 6, 7),
+        {
+            "up": Upsample2d((2, 1)),
+            "max": MaxPool2d((3, 2), (2, 1), (1, 1)),
+            "wide": Pad(((1, 1), (0, 2)), "circular"),
+            "w": Conv2d(frozen_array(np.ones((3, 2, 2, 2))), None, (2, 2), (0, 0), (1, 1), 1),
+            "q": AdaptiveAvgPool2d((3, 2)),
+            "f": Reshape((18,)),
+        },
+        (18,),
+    ),
+    (
+        (2, 4, 5),
+        {
+            "turn": Permute((2, 0, 1)),
+            "w": Conv2d(frozen_array(np.ones((6, 5, 2, 1))), None, (1, 1), (0, 0), (1, 1), 1),
+            "part": Take(0, 1, 5),
+            "back": Permute((1, 2, 0)),
+            "wide": Pad(((0, 0), (1, 2))),
+        },
+        (1, 4, 7),
+    ),
+    (
+        (4, 4, 4),
+        {
+            "w": Conv2d(frozen_array(np.ones((6, 2, 3, 3))), None, (1, 1), (1, 1), (1, 1), 2),
+            "turn": Permute((2, 1, 0)),
+            "f": Flatten(0, 2),
+        },
+        (96,),
+    ),
+    ((3, 4), {"w": Conv1d(frozen_array(np.ones((2, 3, 3))), None, (1,), (1,), (1,), 1), "r": Reshape((4, 2))}, (4, 2)),
+    ((6,), {"w": Linear(frozen_array(np.ones((8, 6)))), "p": Place(0, 2, 11)}, (11,)),
 )
 
 
@@ -248,6 +292,50 @@ def test_reached_sources_are_those_of_impulses(
             members = np.zeros((population.channels, population.positions), dtype=bool)
             members[first:last, span.start : span.stop] = True
             assert (maps.reshape(-1) == reach[:, members.reshape(-1)].any(1)).all()
+
+
+def test_parts_of_joined_layers_hold_the_weights_their_neurons_read() -> None:
+    """Currents of two linear layers side by side: a part takes the weights of its own neurons, of one layer or both."""
+    generator = np.random.default_rng(0)
+    nodes: dict[str, Node] = {
+        "input": Input((9,)),
+        "a": Linear(weights(generator, 0.5, 10, 9)),
+        "b": Linear(weights(generator, 0.5, 30, 9)),
+        "first": Place(0, 0, 40),
+        "second": Place(0, 10, 40),
+        "sum": Sum(),
+        "n": units(40),
+        "output": Output((40,)),
+    }
+    edges = [("input", "a"), ("input", "b"), ("a", "first"), ("b", "second"), ("first", "sum"), ("second", "sum")]
+    graph = SpikingGraph(nodes, (*edges, ("sum", "n"), ("n", "output")), 1e-3)
+    profile = chip(neurons_per_core=8)
+    parts = place(graph, profile).parts
+    assert [part.use[NEURONS] for part in parts] == [8.0] * 5
+    both = np.concatenate([graph.weighted["a"].weight, graph.weighted["b"].weight])
+    for part in parts:
+        rows = both[slice(*part.channels)]
+        bits = 0.0
+        for own in (rows[: max(10 - part.channels[0], 0)], rows[max(10 - part.channels[0], 0) :]):
+            if len(own):
+                encoded = encoded_bits(synapse_lists(Linear(frozen_array(own)), (9,)), profile)
+                bits += min(encoded.values())
+        assert part.use[MEMORY] == bits
+        assert part.use[AXONS_IN] == (rows != 0).any(0).sum()
+
+
+def test_a_loop_of_sums_without_neurons_is_placed_nowhere() -> None:
+    one = uniform(1.0, (3,))
+    nodes: dict[str, Node] = {
+        "input": Input((3,)),
+        "sum": Sum(),
+        "last": Delay(one),
+        "n": units(3),
+        "output": Output((3,)),
+    }
+    edges = (("input", "sum"), ("last", "sum"), ("sum", "last"), ("sum", "n"), ("n", "output"))
+    with pytest.raises(MappingError, match=r"lies on a cycle without neurons, which no core computes; put neurons"):
+        place(SpikingGraph(nodes, edges, 1e-3), load_profile("loihi1"))
 
 
 def test_small_layers_share_a_core_and_large_ones_are_split_evenly() -> None:

@@ -20,19 +20,20 @@ import slamp
 from exporters.to_lava import LavaExporter
 from exporters.to_nir import NirExporter
 from networks import DT, enliven, li, spikes
+from slamp.activity import NeuronActivity
 from slamp.capture import capture
 from slamp.dynamics import NeuronDynamics, NeuronState, exact_float32
 from slamp.errors import GraphError, SlampError, UnsupportedNodeError
 from slamp.graph import SpikingGraph, load_graph
 from slamp.masks import Masks, masked_copy
-from slamp.nodes import LSNN, Delay, Input, LIFRefrac, Linear, Neuron, Node, Output, frozen_array, uniform
+from slamp.nodes import LSNN, Delay, Input, LIFRefrac, Linear, Neuron, Node, Output, arrays_of, frozen_array, uniform
 from slamp.prune import Pruning, prune
 from slamp.raster import SpikeRaster
 from slamp.read_neurons import neuron_of
 from slamp.rounding import membrane_bound
 from slamp.shapes import output_shape
 from slamp.simulate import simulate
-from slamp.temporal import Stage, through
+from slamp.temporal import Stage, importance, single_step_importance, through
 
 BATCH, NEURONS, STEPS = 4, 60, 60
 METHODS = ("heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
@@ -193,19 +194,44 @@ def test_recurrent_cells_are_graphs_with_a_delay(kind: str, seed: int) -> None:
     assert swapped > 200
 
 
-def network(kind: str, *, features: int = 16) -> tuple[SequentialState, SpikeRaster]:
-    """Two spiking layers of a kind and a readout, scaled until they fire."""
+@pytest.mark.parametrize("kind", ["LSNN", "LIFRefrac"])
+def test_recurrent_graphs_are_calibrated_and_scored(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    maker = {"LSNN": norse.LSNNRecurrentCell, "LIFRefrac": norse.LIFRefracRecurrentCell}[kind]
+    cell = maker(20, NEURONS, p=drawn(kind, rng, per_neuron=True), dt=DT)
+    graph = recurrent_graph(cell, neuron_of(cell, (NEURONS,), where="n", dt=None))
+    raster = spikes((20,), steps=STEPS, batch=BATCH)
+    activity = slamp.calibrate(graph, raster)
+    spiked = simulate(graph, raster, record="spikes")["cell"].spikes
+    assert spiked is not None
+    assert np.array_equal(activity.neurons["cell"].spike_counts * BATCH, spiked.sum((0, 1)).numpy())
+    alpha = importance(graph, activity, np.full(STEPS, 1 / STEPS))
+    for name in ("cell_in", "cell_rec"):
+        assert np.isfinite(alpha[name]).all()
+        assert (alpha[name][-1] == 0) == (kind == "LSNN")  # too late for the membrane to see it
+        assert (alpha[name][:-1] > 0).all()
+    scores = slamp.score(graph, activity, "slamp")
+    assert 0 < slamp.make_masks(scores, slamp.allocate(scores, slamp.Budget(density=0.5)))["cell_rec"].mean() < 1
+
+
+def network(kind: str, *, features: int = 16, spread: bool = False) -> tuple[SequentialState, SpikeRaster]:
+    """Two spiking layers of a kind and a readout, scaled until they fire; ``spread``: thresholds neuron by neuron."""
     torch.manual_seed(5)
     inner = {"tau_syn_inv": 300.0, "tau_mem_inv": 200.0, "v_th": 0.4, "v_leak": 0.05, "v_reset": -0.1}
     tensors = {name: torch.tensor(value) for name, value in inner.items()}
 
-    def made() -> torch.nn.Module:
+    def made(neurons: int) -> torch.nn.Module:
+        if spread:
+            tensors["v_th"] = torch.linspace(0.3, 0.5, neurons)
         if kind == "LSNN":
             p = norse.LSNNParameters(**tensors, tau_adapt_inv=torch.tensor(30.0), beta=torch.tensor(0.3))
             return norse.LSNNCell(p, dt=DT)
         return norse.LIFRefracCell(norse.LIFRefracParameters(norse.LIFParameters(**tensors), torch.tensor(2.0)), dt=DT)
 
-    net = SequentialState(torch.nn.Linear(features, 24), made(), torch.nn.Linear(24, 20), made(), li())
+    net = SequentialState(
+        torch.nn.Linear(features, 24), made(24), torch.nn.Linear(24, 20), made(20), torch.nn.Linear(20, 5), li()
+    )
     raster = spikes((features,), steps=40, batch=12)
     assert enliven(net, raster)
     return net, raster
@@ -260,6 +286,24 @@ def test_importance_of_a_late_input_is_the_response_of_the_membrane() -> None:
     last[-1] = 1.0
     np.testing.assert_allclose(through(stage, last), response[::-1], rtol=1e-12)
     assert response[0] == 0.0
+
+
+def test_importance_of_a_layer_before_adaptive_neurons_is_written_out() -> None:
+    node = LSNN(**HALVES, decay_adapt=one(0.25), v_reset=one(0.0), beta=one(0.5))
+    nodes: dict[str, Node] = {"input": Input((1,)), "w": Linear(frozen_array(np.ones((1, 1)))), "n": node}
+    nodes["output"] = Output((1,))
+    graph, steps = SpikingGraph(nodes, tuple(pairwise(nodes)), DT), 4
+    rate, kappa = np.array([0.0, 0.2, 0.1, 0.3]), np.array([0.5, 1.0, 2.0, 1.5])
+    activity = slamp.calibrate(graph, spikes((1,), steps=steps))
+    activity = replace(activity, neurons={"n": NeuronActivity(rate, np.ones(1), kappa)})
+    weights = np.full(steps, 0.25)
+    v, i = np.zeros(steps + 1), np.zeros(steps + 1)
+    for t in reversed(range(steps)):
+        v[t] = kappa[t] * weights[t] + 0.5 * np.sqrt(1 - rate[t]) * v[t + 1]
+        i[t] = 0.5 * v[t + 1] + 0.5 * i[t + 1]
+    assert i[-2] == 0.0
+    np.testing.assert_allclose(importance(graph, activity, weights)["w"], i[:-1], rtol=1e-12)
+    assert single_step_importance(graph, activity, weights)["w"] == pytest.approx(0.5 * kappa.mean())
 
 
 def test_density_is_measured_where_the_threshold_is() -> None:
@@ -322,6 +366,21 @@ def test_they_are_pruned_to_a_budget_of_sops(kind: str, structured: bool) -> Non
     assert all(after.neurons[name].spike_counts.any() for name in graph.spiking)
 
 
+@KINDS
+def test_parameters_of_single_neurons_go_with_their_channels(kind: str) -> None:
+    net, raster = network(kind, spread=True)
+    graph = capture(net, raster)
+    found = prune(net, raster, Pruning(slamp.Budget(density=0.4), structured=True))
+    small = capture(found.net, raster)
+    assert found.channels is not None
+    for layer, name in (("0", "1"), ("2", "3")):
+        keep = found.channels[layer]
+        assert 0 < keep.sum() < keep.size
+        for key, array in arrays_of(small.nodes[name]).items():
+            assert np.array_equal(array, arrays_of(graph.nodes[name])[key][keep])
+        assert len(np.unique(arrays_of(small.nodes[name])["v_threshold"])) > 1
+
+
 def test_no_target_takes_them(tmp_path: Path) -> None:
     loihi = slamp.load_profile("loihi2")
     for kind, lacking in (("LSNN", "adaptive threshold"), ("LIFRefrac", "refractory period")):
@@ -340,7 +399,7 @@ def test_no_target_takes_them(tmp_path: Path) -> None:
             membrane_bound(graph, "1", raster, {})
         used = slamp.usage(graph, loihi, activity)
         assert sum(f"{kind} does not run on loihi2" in line for line in used.unsupported) == 2
-        assert used["neurons"].used == 24 + 20 + 20
+        assert used["neurons"].used == 24 + 20 + 5
 
 
 @pytest.mark.parametrize("steps", [2.5, -1.0, 2.0**25])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -18,8 +18,10 @@ from slamp.budget import Budget, parse_budget
 from slamp.calibrate import calibrate
 from slamp.capture import capture, check_module
 from slamp.cli.loading import load_function, load_network
+from slamp.cli.output import Json, chosen_console, print_json, stdout_kept
 from slamp.cli.profiles import profile_lines, profile_table, profiles_table
 from slamp.cli.run_file import RunFile, checked_run, read_run_file
+from slamp.cli.show import show_command
 from slamp.cli.tables import module_table, print_forms, print_run, print_verdicts
 from slamp.cli.usage import comparison_table, cores_table, encodings_table, usage_lines, usage_table
 from slamp.compress import RUN, Run, compress, state_directory
@@ -46,8 +48,8 @@ witness_app = typer.Typer(help="Foreign simulators, each in an environment of it
 app.add_typer(witness_app, name="witness")
 for _entry in entry_points(group="slamp.commands"):
     app.add_typer(_entry.load(), name=_entry.name)
+app.command("show")(show_command)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object instead of tables.")]
 # Spread over the file, because samples are often sorted by class.
 HELD_OUT_EVERY = 4
 DEFAULT_OUT = Path("build/compress")
@@ -81,8 +83,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train, prune, export and verify a network on real data."""
-    console = _console(as_json)
-    with _stdout_kept(as_json), _interruptible(out):
+    console = chosen_console(as_json)
+    with stdout_kept(as_json), _interruptible(out):
         if temporal and loihi:
             raise RunFileError(
                 "demo: --temporal and --loihi together; .net files hold no biases of LIFCell; choose one"
@@ -114,7 +116,9 @@ def compress_command(
     metric: Annotated[str | None, typer.Option(help="package.module:metric; default: accuracy on the labels.")] = None,
     held_out: Annotated[Path | None, typer.Option(help="npz to verify on; default: every fourth of SAMPLES.")] = None,
     method: Annotated[str | None, typer.Option(help=METHOD_HELP)] = None,
-    readout: Annotated[str | None, typer.Option(help="mean, sum, last or max over time. Default: mean.")] = None,
+    readout: Annotated[
+        str | None, typer.Option(help="mean, sum, last or max over time; default: as NET does.")
+    ] = None,
     schedule: Annotated[str | None, typer.Option(help="one-shot or iterative. Default: one-shot.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides all randomness. Default: 0.")] = None,
     strict: Annotated[
@@ -131,7 +135,7 @@ def compress_command(
     as_json: Json = False,
 ) -> None:
     """Prune your network to a budget, retrain, export and verify it."""
-    console = _console(as_json)
+    console = chosen_console(as_json)
     if network.endswith(".toml"):
         given = (
             samples,
@@ -182,7 +186,7 @@ def compress_command(
     if resume and not state_directory(plan.out).exists():
         text = f"nothing to resume beside {plan.out}; starting anew"
         Console(stderr=True).print(text, style="yellow", soft_wrap=True, markup=False)
-    with _stdout_kept(as_json), _interruptible(plan.out):
+    with stdout_kept(as_json), _interruptible(plan.out):
         run = _compress(plan, resume=resume, progress=_progress(as_json))
     _finish(run, console, as_json)
 
@@ -198,10 +202,10 @@ def check_module_command(
     as_json: Json = False,
 ) -> None:
     """Say, module by module, whether a network can be captured; with SAMPLES also prove that it was."""
-    console = _console(as_json)
+    console = chosen_console(as_json)
     raster = None if samples is None else load_samples(samples)
     shape = raster.features if raster is not None else _features(features)
-    with _stdout_kept(as_json):
+    with stdout_kept(as_json):
         net = load_network(network, weights)
         reports = check_module(net, shape)
     problems = [report for report in reports if report.problem]
@@ -211,7 +215,7 @@ def check_module_command(
         silent = calibrate(graph, raster).silent
         proven = {"samples": raster.batch, "steps": raster.steps, "graph_hash": graph.hash, "silent_layers": silent}
     if as_json:
-        _print_json({"modules": [asdict(report) for report in reports], "works": not problems, "captured": proven})
+        print_json({"modules": [asdict(report) for report in reports], "works": not problems, "captured": proven})
     else:
         console.print(module_table(reports))
         if proven and proven["silent_layers"]:
@@ -244,7 +248,7 @@ def verify_command(
 
     For a result of slamp compress or slamp demo every target in it is verified, and --json keys them by name.
     """
-    console = _console(as_json)
+    console = chosen_console(as_json)
     raster = None if samples is None else load_samples(samples)
     runner = None if witness is None else find_witness(witness)
     found = {}
@@ -263,9 +267,9 @@ def verify_command(
         print_verdicts(console, found, samples="golden" if raster is None else "")
         print_forms(console, artifacts)
     elif artifacts == [directory]:
-        _print_json(found[str(directory)])
+        print_json(found[str(directory)])
     else:
-        _print_json({artifact.name: found[str(artifact)] for artifact in artifacts})
+        print_json({artifact.name: found[str(artifact)] for artifact in artifacts})
     if not all(result["equivalent"] for result in found.values()):
         raise typer.Exit(1)
 
@@ -284,9 +288,9 @@ def report_command(
     if not isinstance(summary, dict) or summary.get("format") != FORMAT:
         raise ArtifactError(f"{path}: is no {FORMAT} file; name a result of slamp compress of this version")
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
-    console = _console(as_json)
+    console = chosen_console(as_json)
     print_run(console, summary)
     console.print(_where(directory), soft_wrap=True, markup=False)
 
@@ -300,19 +304,19 @@ def profiles_command(
 ) -> None:
     """List the hardware profiles, or show every number of one."""
     if schema:
-        _print_json(profile_schema())
+        print_json(profile_schema())
         return
-    console = _console(as_json)
+    console = chosen_console(as_json)
     if profile is None:
         found = [load_profile(name) for name in installed_profiles()]
         if as_json:
-            _print_json([entry.model_dump(mode="json", exclude_defaults=True) for entry in found])
+            print_json([entry.model_dump(mode="json", exclude_defaults=True) for entry in found])
         else:
             console.print(profiles_table(found))
         return
     chip = load_profile(profile)
     if as_json:
-        _print_json(chip.model_dump(mode="json", exclude_defaults=True))
+        print_json(chip.model_dump(mode="json", exclude_defaults=True))
         return
     console.print(profile_table(chip, sources=sources))
     for line in profile_lines(chip):
@@ -339,9 +343,9 @@ def usage_command(
     names = list(installed_profiles()) if profile is None else [profile]
     found = [usage(graph, load_profile(name), activity) for name in names]
     if as_json:
-        _print_json([entry.to_json() for entry in found] if everything else found[0].to_json())
+        print_json([entry.to_json() for entry in found] if everything else found[0].to_json())
         return
-    console = _console(as_json)
+    console = chosen_console(as_json)
     if everything:
         console.print(comparison_table(found))
         return
@@ -358,9 +362,9 @@ def doctor(as_json: Json = False) -> None:
     """Say what is installed and what each exporter can do here."""
     found = health()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
-    console = _console(as_json)
+    console = chosen_console(as_json)
     for title, entries in found.items():
         console.print(f"[bold]{title}[/]")
         for name, state in entries.items():
@@ -370,7 +374,7 @@ def doctor(as_json: Json = False) -> None:
 @witness_app.command("install")
 def witness_install(name: Annotated[str, typer.Argument(help="Such as spikingjelly.")]) -> None:
     """Create the environment of a foreign simulator (downloads its packages with pip)."""
-    console = _console(False)
+    console = chosen_console(False)
     python = find_witness(name).install()
     console.print(f"{name}: ready, {python}", soft_wrap=True)
 
@@ -411,7 +415,7 @@ def _compress(plan: RunFile, *, resume: bool, progress: bool) -> Run:
 def _finish(run: Run, console: Console, as_json: bool) -> None:
     summary = run.summary()
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         print_run(console, summary)
         console.print(_where(run.directory), soft_wrap=True, markup=False)
@@ -450,16 +454,6 @@ def _features(text: str | None) -> tuple[int, ...]:
 
 
 @contextmanager
-def _stdout_kept(as_json: bool) -> Iterator[None]:
-    """Send what the user's own functions print to standard error if standard output is to hold one JSON object."""
-    if not as_json:
-        yield
-        return
-    with redirect_stdout(sys.stderr):
-        yield
-
-
-@contextmanager
 def _interruptible(out: Path) -> Iterator[None]:
     """On Ctrl-C say how to go on, and end with the shell's exit code for it."""
     try:
@@ -472,12 +466,3 @@ def _interruptible(out: Path) -> Iterator[None]:
 
 def _progress(as_json: bool) -> bool:
     return not as_json and sys.stderr.isatty() and sys.stdout.isatty()
-
-
-def _console(as_json: bool) -> Console:
-    return Console(stderr=as_json)
-
-
-def _print_json(found: object) -> None:
-    json.dump(found, sys.stdout, indent=2)
-    sys.stdout.write("\n")

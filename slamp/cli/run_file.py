@@ -48,7 +48,7 @@ class RunFile(BaseModel):
     train: str | None = None
     metric: str | None = None
     method: str = "auto"
-    readout: Literal["mean", "sum", "last", "max"] = "mean"
+    readout: Literal["mean", "sum", "last", "max"] | None = None
     schedule: Literal["one-shot", "iterative"] = "one-shot"
     seed: int = Field(default=0, ge=0, strict=True)
     strict: bool = Field(default=True, strict=True)

@@ -45,11 +45,11 @@ def judge_sample(
         return "different", replace(first, cause="value: the analog output is farther off than rounding explains")
     sample = first.sample
     inside = inputs.samples(sample, sample + 1)
-    located = _at_neuron(graph, first)
-    if first.layer == graph.output and located.layer in comparison.layers:
-        return "different", replace(first, cause="output: its layer's spikes agree, but the output is not those spikes")
+    located = first if first.layer != graph.output else _at_neuron(graph, first, reference, replayed, comparison)
     if located.layer not in graph.spiking:
         return "different", replace(first, cause="output: a pool hides which neuron differs, so no tie can be shown")
+    if first.layer == graph.output and located.layer in comparison.layers:
+        return "different", replace(first, cause="output: its layer's spikes agree, but the output is not those spikes")
     measured = _measured(graph, inside, spikes_of(reference, sample), located)
     if not _within(measured):
         return "different", measured
@@ -67,15 +67,21 @@ def spikes_of(recording: Recording, sample: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _at_neuron(graph: SpikingGraph, first: Difference) -> Difference:
-    """Name the neuron layer behind a differing cell of the output."""
-    if first.layer != graph.output:
-        return first
-    flat = int(np.ravel_multi_index(first.neuron, graph.shapes[graph.output]))
+def _at_neuron(
+    graph: SpikingGraph, first: Difference, reference: Recording, replayed: Recording, comparison: Comparison
+) -> Difference:
+    """Name the neuron behind a cell of the output that differs: of all that do in that step, in the earliest layer."""
+    late = first.step + comparison.latency_steps
+    expected, found = reference.output.data[first.step, first.sample], replayed.output.data[late, first.sample]
+    differs = (expected.cpu() != found.cpu()).flatten().numpy()
     for layer, (features, neurons) in shown_neurons(graph).items():
-        for at in np.flatnonzero(features == flat):
+        if differs[features].any():
+            at = int(differs[features].argmax())
             neuron = np.unravel_index(int(neurons[at]), graph.shapes[layer])
-            return replace(first, layer=layer, neuron=tuple(int(axis) for axis in neuron))
+            value = bool(expected.flatten()[int(features[at])])
+            return replace(
+                first, layer=layer, neuron=tuple(int(axis) for axis in neuron), expected=value, found=not value
+            )
     return first
 
 

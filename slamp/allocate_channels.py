@@ -19,7 +19,7 @@ import numpy as np
 
 from slamp.activity import Activity
 from slamp.budget import Budget
-from slamp.channels import Channels, removable
+from slamp.channels import Channels, obstacle, removable
 from slamp.curves import Curve, EnergyCurve, MagnitudeCurve, RankedKeys, ShareCurve
 from slamp.energy import on_host, prices
 from slamp.errors import BudgetError, MappingError
@@ -31,6 +31,7 @@ from slamp.memory import memory_bits, zeros_save_memory
 from slamp.nodes import NEURON, SPIKING
 from slamp.profile import Profile
 from slamp.score import Scores
+from slamp.shared import live_count, weight_count
 from slamp.shrunk_graph import shrunk_activity, shrunk_graph
 from slamp.taps import connections, weighted_sum
 
@@ -97,7 +98,9 @@ class _Search:
         self.graph = self.scores.graph
         self.names = removable(self.graph)
         if not self.names:
-            raise BudgetError("channels: no layer of this network may lose outputs; prune single weights")
+            first = next(iter(self.graph.weighted))
+            why = f"{first}: {obstacle(self.graph, first)}"
+            raise BudgetError(f"channels: no layer of this network may lose outputs ({why}); prune single weights")
         self.keys = {name: self.group_keys(name) for name in self.names}
         self.curves: dict[str, Curve] = {name: self.curve(name) for name in self.names}
         self.orders = {name: np.argsort(-keys, kind="stable") for name, keys in self.keys.items()}
@@ -222,8 +225,7 @@ class _Search:
         channels = self.channels(counts)
         small = shrunk_graph(self.graph, channels)
         live = {name: node.weight != 0 for name, node in small.weighted.items()}
-        total = sum(node.weight.size for node in self.graph.weighted.values())
-        density = sum(int(np.count_nonzero(mask)) for mask in live.values()) / total
+        density = live_count(small) / weight_count(self.graph)
         found = {"density": density, "sparsity": 1 - density}
         if budget.synapses is not None:
             found["synapses"] = sum(

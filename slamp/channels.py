@@ -13,6 +13,7 @@ from slamp.digests import kept_hash
 from slamp.errors import MaskError
 from slamp.graph import SpikingGraph
 from slamp.nodes import WEIGHTED, Conv1d, Conv2d, Output, Weighted
+from slamp.shared import uses_of
 from slamp.wiring import keeps_channels
 
 
@@ -67,9 +68,10 @@ def removable(graph: SpikingGraph) -> tuple[str, ...]:
     """Return the weighted nodes whose outputs may be removed, in computing order.
 
     Those are the nodes from which one path without branches leads to another weighted node (so never the last layer),
-    unless one of the two is a convolution with groups, whose inputs and outputs are bound to one another.
+    unless one of the two is a convolution with groups, whose inputs and outputs are bound to one another, or shares its
+    weight with other nodes. Recurrent layers, and layers that branch, lose none.
     """
-    return tuple(name for name in graph.weighted if not _obstacle(graph, name))
+    return tuple(name for name in graph.weighted if not obstacle(graph, name))
 
 
 def check_channels(graph: SpikingGraph, channels: Channels) -> None:
@@ -84,9 +86,9 @@ def check_channels(graph: SpikingGraph, channels: Channels) -> None:
         keep, outputs = channels[name], int(node.weight.shape[0])
         if keep.size != outputs:
             raise MaskError(f"{name}: the channels have {keep.size} entries, allowed are {outputs}, one per output")
-        if not keep.all() and (obstacle := _obstacle(graph, name)):
+        if not keep.all() and (found := obstacle(graph, name)):
             raise MaskError(
-                f"{name}: loses {outputs - channels.kept[name]} of {outputs} outputs, but {obstacle}; keep them all, "
+                f"{name}: loses {outputs - channels.kept[name]} of {outputs} outputs, but {found}; keep them all, "
                 f"and remove from {list(removable(graph)) or 'none of the layers of this network'}"
             )
 
@@ -110,8 +112,11 @@ def kept_outputs(graph: SpikingGraph, channels: Channels) -> dict[str, np.ndarra
     return kept
 
 
-def _obstacle(graph: SpikingGraph, name: str) -> str:
+def obstacle(graph: SpikingGraph, name: str) -> str:
     """Say why outputs of a weighted node cannot be removed, or nothing."""
+    shared = {use: names for names in uses_of(graph).values() if len(names) > 1 for use in names}
+    if name in shared:
+        return f"its weight is shared by {list(shared[name])}"
     if _grouped(graph.weighted[name]):
         return "it is a convolution with groups"
     before = name
@@ -126,6 +131,8 @@ def _obstacle(graph: SpikingGraph, name: str) -> str:
         if isinstance(node, Output):
             return "no weighted node follows: they are the outputs of the network"
         if isinstance(node, WEIGHTED):
+            if target in shared:
+                return f"it feeds {target}, whose weight is shared by {list(shared[target])}"
             return f"it feeds {target}, a convolution with groups" if _grouped(node) else ""
         if not keeps_channels(node, graph.shapes[before]):
             return f"{target}, a {type(node).__name__}, gives other channels than it gets"

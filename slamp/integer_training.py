@@ -20,12 +20,14 @@ from slamp.calibrate import calibrate
 from slamp.capture import read_graph
 from slamp.errors import TrainingError, UnsupportedModuleError
 from slamp.graph import SpikingGraph
-from slamp.nodes import IF, NEURON, READOUT, WEIGHTED, CubaLI, CubaLIF
+from slamp.nodes import IF, NEURON, READOUT, WEIGHTED, CubaLI, CubaLIF, Delay
 from slamp.profile import Profile
 from slamp.quantize import levels_of, quantization, weight_exponent
 from slamp.raster import SpikeRaster
+from slamp.shared import uses_of
 
 STATE_ONE = 1 << SHIFT
+WEIGHTED_MODULES = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d)
 
 
 @contextmanager
@@ -42,7 +44,8 @@ def integer_forward(net: torch.nn.Module, profile: Profile, raster: SpikeRaster)
         raster: Samples the scales are chosen on.
 
     Raises:
-        UnsupportedModuleError: The network cannot be captured, normalizes batches, or uses a neuron module twice.
+        UnsupportedModuleError: The network cannot be captured, normalizes batches, uses a module twice, branches or
+            is recurrent.
         SlampError: What `slamp.quantize` raises.
     """
     graph, modules = read_graph(net, raster.features, raster.dt)
@@ -51,6 +54,7 @@ def integer_forward(net: torch.nn.Module, profile: Profile, raster: SpikeRaster)
             "(net): normalizes batches, which Loihi does not; fold the normalization into the weights before training "
             "with quantized weights"
         )
+    _check_plain(graph, net)
     found = quantization(graph, profile, calibrate(graph, raster))
     patched: list[torch.nn.Module] = []
     settle: list[Callable[[], None]] = []
@@ -70,6 +74,34 @@ def integer_forward(net: torch.nn.Module, profile: Profile, raster: SpikeRaster)
     finally:
         for module in patched:
             del module.forward
+
+
+def _check_plain(graph: SpikingGraph, net: torch.nn.Module) -> None:
+    """Refuse networks whose modules cannot stand for the layers of the graph one by one."""
+    for uses in uses_of(graph).values():
+        if len(uses) > 1:
+            raise UnsupportedModuleError(
+                f"{uses[1]}: shares its weight with {uses[0]}; training with quantized weights takes weights that are "
+                "used once; train in floats"
+            )
+    for name, node in graph.nodes.items():
+        if isinstance(node, Delay):
+            raise UnsupportedModuleError(
+                f"{name}: recurrence and delays cannot be trained with quantized weights yet; train in floats, and "
+                "quantize afterwards"
+            )
+        path, _, field = graph.parameters.get(name, "").rpartition(".")
+        plain = field == "weight" and isinstance(net.get_submodule(path), WEIGHTED_MODULES)
+        if isinstance(node, WEIGHTED) and not plain:
+            raise UnsupportedModuleError(
+                f"{name}: is {graph.parameters.get(name)!r}; training with quantized weights takes weights of "
+                "torch.nn.Linear, Conv1d and Conv2d; train in floats"
+            )
+        if len(graph.sources(name)) > 1 or len(graph.targets(name)) > 1:
+            raise UnsupportedModuleError(
+                f"{name}: paths part or meet here, which training with quantized weights does not know yet; "
+                "train in floats"
+            )
 
 
 def _patch(module: torch.nn.Module, forward: Callable[..., Any], patched: list[torch.nn.Module], name: str) -> None:

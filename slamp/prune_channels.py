@@ -15,7 +15,7 @@ from slamp.errors import BudgetError
 from slamp.measured import BATCH, exceeds, measured_sops, measured_use, spent, use_of
 from slamp.prune_weights import MAX_ROUNDS, Pruned, Pruning, Round, finished_round, recover_and_retrain, scores_of
 from slamp.raster import SpikeRaster
-from slamp.shrink import shrink
+from slamp.shrink import check_modules, shrink
 from slamp.shrunk_graph import shrunk_activity
 from slamp.spend import SPENT, masks_of
 
@@ -35,6 +35,7 @@ def prune_channels(net: torch.nn.Module, raster: SpikeRaster, pruning: Pruning, 
         zeros_follow: Only as far as single zeros could not help, see `slamp.allocate_channels`.
     """
     graph = graph_of(net, raster)
+    check_modules(graph, net)
     dense = calibrate(graph, raster.batches(BATCH), progress=pruning.progress)
     scores = scores_of(graph, dense, raster, pruning)
     budget = pruning.budget

@@ -22,7 +22,7 @@ from slamp.errors import ScoreError
 from slamp.graph import SpikingGraph
 from slamp.nodes import Conv1d, Conv2d, Weighted
 from slamp.raster import SpikeRaster
-from slamp.shared import uses_of
+from slamp.shared import check_uses, uses_of
 from slamp.simulate import readout_of
 from slamp.temporal import importance, joint_alignment, joint_bound, measured_sensitivity, omega, single_step_importance
 
@@ -185,6 +185,7 @@ def score(
             raise ScoreError('score: method "auto" depends on the budget; give budget=, or name a method')
         method = resolve_method(method, budget)
     _check(graph, activity, method, raster, generator)
+    check_uses(graph)
     uses = uses_of(graph)
     factors = _factors(graph, uses, activity, method, readout_of(graph, readout), raster)
     seed = None if method != "random" or generator is None else int(generator.integers(2**63))

@@ -12,20 +12,21 @@ from slamp.nodes import Weighted
 
 
 def uses_of(graph: SpikingGraph) -> dict[str, tuple[str, ...]]:
-    """Return all uses of every weight, by the first of them in computing order; a weight of its own has one use.
-
-    Raises:
-        GraphError: Uses of one parameter hold different weights.
-    """
+    """Return all uses of every weight, by the first of them in computing order; a weight of its own has one use."""
     first: dict[str, str] = {}
     uses: dict[str, list[str]] = {}
-    for name, node in graph.weighted.items():
+    for name in graph.weighted:
         parameter = graph.parameters.get(name)
         leader = name if parameter is None else first.setdefault(parameter, name)
         uses.setdefault(leader, []).append(name)
-        if leader != name:
-            _check_same(graph, leader, name, node)
     return {leader: tuple(names) for leader, names in uses.items()}
+
+
+def check_uses(graph: SpikingGraph) -> None:
+    """Raise `GraphError` unless all uses of a parameter hold the same weights, in as many groups."""
+    for leader, names in uses_of(graph).items():
+        for name in names[1:]:
+            _check_same(graph, leader, name, graph.weighted[name])
 
 
 def is_shared(graph: SpikingGraph) -> bool:

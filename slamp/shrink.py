@@ -18,6 +18,7 @@ from slamp.capture import read_graph
 from slamp.chain_modules import check_chain, leaves
 from slamp.channels import Channels, check_channels, removable
 from slamp.errors import MaskError
+from slamp.graph import SpikingGraph
 from slamp.masks import load_channels, load_pruned
 from slamp.nodes import Shape
 from slamp.read_sites import node_name
@@ -45,10 +46,30 @@ def shrink(net: torch.nn.Module, channels: Channels, features: Shape, dt: float 
 
     Raises:
         MaskError: The channels do not belong to the network, or cannot be removed from it.
+        UnsupportedModuleError: The network is no `SequentialState`.
     """
     graph, _ = read_graph(net, features, dt)
+    check_modules(graph, net)
     check_channels(graph, channels)
     return _shrunk_module(net, channels)
+
+
+def check_modules(graph: SpikingGraph, net: torch.nn.Module) -> None:
+    """Raise unless channels can be removed from a network: all its weights are in layers that say their sizes.
+
+    Raises:
+        UnsupportedModuleError: It is no `SequentialState`.
+        MaskError: A module holds weights otherwise, as recurrent cells do; the message names the node.
+    """
+    check_chain(net)
+    for name in graph.weighted:
+        path, _, field = graph.parameters[name].rpartition(".")
+        module = net.get_submodule(path)
+        if field != "weight" or not isinstance(module, WeightedModule):
+            raise MaskError(
+                f"{name}: is {field} of {type(module).__name__}, and channels are removed from networks of "
+                "torch.nn.Linear, Conv1d and Conv2d only; prune single weights instead"
+            )
 
 
 def restore_pruned(net: torch.nn.Module, path: str | Path) -> torch.nn.Module:

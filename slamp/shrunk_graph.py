@@ -11,7 +11,7 @@ from slamp.activity import Activity, LayerActivity, NeuronActivity
 from slamp.channels import Channels, check_channels, kept_outputs
 from slamp.errors import MaskError
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, WEIGHTED, Node, Reshape, Scale, Weighted, arrays_of, frozen_array, uniform
+from slamp.nodes import NEURON, WEIGHTED, Delay, Node, Reshape, Scale, Weighted, arrays_of, frozen_array, uniform
 from slamp.taps import weighted_sum
 
 
@@ -30,7 +30,7 @@ def shrunk_graph(graph: SpikingGraph, channels: Channels) -> SpikingGraph:
     for name, node in graph.nodes.items():
         if isinstance(node, WEIGHTED):
             nodes[name] = _shrunk_weighted(node, kept[name], kept[graph.sources(name)[0]])
-        elif isinstance(node, (Scale, *NEURON)) and not kept[name].all():
+        elif isinstance(node, (Scale, Delay, *NEURON)) and not kept[name].all():
             rows: dict[str, Any] = {key: _rows(array, kept[name]) for key, array in arrays_of(node).items()}
             nodes[name] = replace(node, **rows)
         elif isinstance(node, Reshape):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import nir
 import numpy as np
 import pytest
 import torch
@@ -293,11 +294,26 @@ def test_files_of_graphs_are_shown_as_the_network_is(cli: Cli, tmp_path: Path) -
         assert json.loads(out) == json.loads(captured), name
 
 
+def test_files_of_other_tools_are_shown_at_a_time_step(cli: Cli, tmp_path: Path) -> None:
+    weight, ones = np.eye(3, dtype=np.float32), np.ones(3, dtype=np.float32)
+    nodes = {"in": nir.Input(np.array([3])), "w": nir.Linear(weight), "n": nir.IF(r=ones, v_threshold=ones)}
+    nodes["out"] = nir.Output(np.array([3]))
+    nir.write(tmp_path / "other.nir", nir.NIRGraph(nodes, list(pairwise(nodes))))
+    code, out, err = cli("show", tmp_path / "other.nir")
+    assert (code, out) == (2, "")
+    assert "other.nir" in err
+    assert "dt" in err
+    code, out, _ = cli("show", tmp_path / "other.nir", "--dt", "1")
+    assert code == 0
+    assert table_rows(out)["w"] == ["Linear", "3", "9", "3", "in"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["user_networks:factory"], "give SAMPLES to capture user_networks:factory on"),
         (["graph.npz", "samples.npz"], "holds a graph with its weights; leave out SAMPLES"),
+        (["graph.npz", "--dt", "1"], "has a time step of its own; leave out --dt"),
         (["missing.npz"], "there is no such graph file"),
         (["samples.npz"], "not a readable slamp-graph-1 file"),
         (["test_show:unsupported", "samples.npz"], "1: .*LSTMCell"),

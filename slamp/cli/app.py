@@ -116,9 +116,7 @@ def compress_command(
     metric: Annotated[str | None, typer.Option(help="package.module:metric; default: accuracy on the labels.")] = None,
     held_out: Annotated[Path | None, typer.Option(help="npz to verify on; default: every fourth of SAMPLES.")] = None,
     method: Annotated[str | None, typer.Option(help=METHOD_HELP)] = None,
-    readout: Annotated[
-        str | None, typer.Option(help="mean, sum, last or max over time; default: as NET does.")
-    ] = None,
+    readout: Annotated[str | None, typer.Option(help="mean, sum, last or max over time; default: as NET does.")] = None,
     schedule: Annotated[str | None, typer.Option(help="one-shot or iterative. Default: one-shot.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides all randomness. Default: 0.")] = None,
     strict: Annotated[

@@ -79,6 +79,8 @@ def graph_table(found: Overview) -> Table:
 
 def _graph(network: str, samples: Path | None, weights: Path | None, dt: float | None, as_json: bool) -> SpikingGraph:
     path = Path(network)
+    if dt is not None and path.suffix != ".nir":
+        raise RunFileError(f"show: {network} has a time step of its own; leave out --dt")
     if path.suffix in FILES:
         if samples is not None or weights is not None:
             raise RunFileError(f"show: {network} holds a graph with its weights; leave out SAMPLES and --weights")

@@ -385,6 +385,49 @@ def test_layers_that_drive_one_another_are_restored_together() -> None:
         assert restored[name] == pytest.approx(rate, rel=0.08), name
 
 
+def test_a_normalized_input_beside_recurrent_weights_is_restored() -> None:
+    """The gain goes into the normalization's weight and into the recurrent weights, which none follows."""
+
+    class Normalized(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = torch.nn.Linear(20, 24, bias=False), torch.nn.BatchNorm1d(24)
+            self.back = torch.nn.Linear(24, 24, bias=False)
+            self.n = cuba()
+
+        def forward(self, x, state=None):
+            s, last = state or (None, torch.zeros(x.shape[0], 24))
+            x, s = self.n(self.norm(self.fc(x)) + self.back(last), s)
+            return x, (s, x)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Normalized()
+    raster = samples((20,))
+    with torch.no_grad():
+        seen = torch.nn.functional.linear(raster.data.float(), net.fc.weight).flatten(0, 1)
+        net.norm.running_mean.copy_(seen.mean(0))
+        net.norm.running_var.copy_(seen.var(0))
+        net.norm.weight.fill_(0.6)
+        net.norm.bias.fill_(0.1)
+        net.back.weight.mul_(2.0)
+    graph = capture(net, raster)
+    scores = score(graph, method="lamp")
+    masks = make_masks(scores, allocate(scores, Budget(density=0.1)))
+    before, bare = rates(net, raster), rates(masked_copy(net, masks), raster)
+    recovered = recover(net, masks, raster)
+    assert 0.02 < before["n"] < 0.4
+    assert abs(bare["n"] / before["n"] - 1) > 0.1
+    assert rates(recovered, raster)["n"] == pytest.approx(before["n"], rel=0.05)
+    gain = float(recovered.norm.weight.detach()[0] / 0.6)
+    assert abs(gain - 1) > 0.01
+    kept = torch.tensor(masks["back"])
+    found = (recovered.back.weight / net.back.weight).detach()[kept]
+    torch.testing.assert_close(found, torch.full_like(found, gain))
+    assert torch.equal(recovered.fc.weight, masked_copy(net, masks).fc.weight)
+    assert not torch.equal(recovered.norm.running_var, net.norm.running_var)
+
+
 # The whole loop
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -40,7 +41,25 @@ def compare_with_module(
     samples = max(1, KEPT_BYTES // max(1, 4 * cells * steps))
     for start in range(0, rasters[0].batch, samples):
         stop = min(start + samples, rasters[0].batch)
-        _Comparison(net, graph, [item.samples(start, stop) for item in rasters], run, parts, start).compare()
+        pieces = aligned([item.samples(start, stop) for item in rasters])
+        _Comparison(net, graph, pieces, run, parts, start).compare()
+
+
+def aligned(rasters: Sequence[SpikeRaster]) -> list[SpikeRaster]:
+    """Repeat the first samples until every step takes whole cache lines.
+
+    The module sees steps as views into one tensor, and BLAS may sum in another order where memory is not aligned.
+    """
+    batch = rasters[0].batch
+    line = 16  # float32 numbers, 64 bytes
+    full = next(size for size in range(batch, batch + line) if all(size * _cells(item) % line == 0 for item in rasters))
+    if full == batch:
+        return list(rasters)
+    return [item.select([index % batch for index in range(full)]) for item in rasters]
+
+
+def _cells(raster: SpikeRaster) -> int:
+    return prod(raster.features)
 
 
 def _size(graph: SpikingGraph, name: str) -> int:

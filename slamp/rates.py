@@ -15,7 +15,7 @@ from slamp.dynamics import exact_float32
 from slamp.graph import SpikingGraph
 from slamp.nodes import WEIGHTED, Linear, Node, frozen_array
 from slamp.raster import SpikeRaster
-from slamp.read_modules import read_module
+from slamp.read_modules import scale_of
 from slamp.region_runs import RegionRun
 from slamp.regions import Block, Region, regions
 from slamp.shared import uses_of
@@ -138,9 +138,10 @@ class Restoration:
 
     def _reread(self, name: str) -> Node:
         shape = self.graph.shapes[self.graph.sources(name)[0]]
-        node = read_module(self.normalizations[name], shape, where=name, dt=None)
-        assert node is not None
-        return node
+        module = self.normalizations[name]
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        return scale_of(module.running_mean, module.running_var, module.weight, module.bias, module.eps, shape)
 
 
 class _Fitting:

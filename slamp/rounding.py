@@ -278,7 +278,8 @@ def _adaptive(node: AdaptiveAvgPool2d, x: Bounded) -> Bounded:
 
 
 def _membranes(state: _State, parts: Sequence[Bounded], fired: torch.Tensor | None) -> Bounded:
-    total, size = _summed(parts), _size(parts)
+    total = _summed(parts)
+    size = torch.maximum(_size(parts), total.value.abs() + total.error)
     value, error = torch.empty_like(total.value), torch.empty_like(total.error)
     for t in range(total.value.shape[0]):
         state.integrate(Bounded(total.value[t], total.error[t]), size[t], len(parts))
@@ -333,7 +334,7 @@ class _State:
 
         Args:
             x: Sum over the edges.
-            size: Sum of the largest absolute values over the edges.
+            size: The largest value that the sum, or one of its parts, may pass through.
             edges: Their number; targets add them to one another, or one by one to the current.
         """
         if isinstance(self.node, (CubaLIF, CubaLI)):

@@ -26,6 +26,7 @@ from slamp.nodes import (
     LI,
     LIF,
     NEURON,
+    SECOND_TIER,
     WIRING,
     AdaptiveAvgPool2d,
     Affine,
@@ -36,6 +37,7 @@ from slamp.nodes import (
     CubaLIF,
     Delay,
     Input,
+    LIFRefrac,
     Linear,
     MaxPool2d,
     Neuron,
@@ -162,6 +164,9 @@ def reset_by_subtraction(graph: SpikingGraph) -> list[str]:
 
 def _check(name: str, node: Node, graph: SpikingGraph, strict: bool) -> None:
     kind = type(node).__name__
+    if isinstance(node, SECOND_TIER):
+        lacking = "refractory period" if isinstance(node, LIFRefrac) else "adaptive threshold"
+        raise UnsupportedNodeError(f"{name}: is {kind}, and NIR has no neuron with {lacking}; train with LIFCell")
     if isinstance(node, Scale) and _shifts(node) and not is_exact_with_shift(node):
         raise UnsupportedNodeError(
             f"{name}: Scale shifts by up to {np.abs(node.shift).max():g}, NIR's Scale has no shift, and a matrix with "

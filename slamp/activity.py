@@ -26,7 +26,7 @@ class LayerActivity:
         operations: The same for the weights the graph has: events times non-zero outgoing synapses, float64, (steps,).
         tap_events: Events over all steps per tap, output positions summed, float64, shape (groups, ...).
         trace_energy: ``e`` = sum over steps of the squared leak-filtered input per tap, output positions summed,
-            float64, shape (groups, ...).
+            float64, shape (groups, ...). Where the node drives neurons with several leaks, that of each added up.
     """
 
     from_spikes: bool

@@ -15,6 +15,7 @@ import numpy as np
 from slamp.nodes import (
     NEURON,
     READOUT,
+    SECOND_TIER,
     WEIGHTED,
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -152,6 +153,9 @@ def bias_format(bias: int) -> tuple[int, int] | None:
 
 def fixed_point_problems(name: str, node: Node) -> Iterator[str]:
     """Yield what of a node fixed point cannot hold: field, value, what is allowed."""
+    if isinstance(node, SECOND_TIER):
+        yield f"{name}: {type(node).__name__} has no fixed-point meaning; train with LIFCell, or keep the float graph"
+        return
     if isinstance(node, (Scale, AvgPool2d)):
         yield f"{name}: {type(node).__name__} has no fixed-point meaning; quantize folds it into weights"
     if isinstance(node, AdaptiveAvgPool2d):

@@ -9,6 +9,7 @@ import numpy as np
 from slamp.errors import MaskError
 from slamp.nodes import Conv1d, Conv2d, Weighted
 from slamp.score import Scores
+from slamp.shared import for_every_use
 
 BALANCES = ("", "fan_out")
 
@@ -22,23 +23,24 @@ def check_balance(balance: str) -> None:
 def kept_masks(
     scores: Scores, keep: Mapping[str, int], balance: str = "", groups: Mapping[str, Sequence[range]] | None = None
 ) -> dict[str, np.ndarray]:
-    """Return the masks of all layers, bool, True = keep.
+    """Return the masks of all weighted nodes, bool, True = keep; nodes that share a parameter have the same.
 
     Args:
         scores: Scored weights.
         keep: Number of weights per layer; under a balance, at most that many.
         balance: Empty: the largest of the layer. "fan_out": equal numbers for every source (input, or input channel of
             a convolution) within a group of targets, for a chip that pads every list of a group to the longest stores
-            the difference in vain.
+            the difference in vain. For a parameter of several uses, the sources and groups are those of the first use.
         groups: Ranges of outputs that lie on one core each, by layer; where there is none, the layer is one group.
     """
     if not balance:
-        return {name: scores.largest(name, n) for name, n in keep.items()}
+        return for_every_use(scores.graph, {name: scores.largest(name, n) for name, n in keep.items()})
     spans = groups or {}
-    return {
+    found = {
         name: balanced(scores.graph.weighted[name], scores.keys(name), n, spans.get(name, ()))
         for name, n in keep.items()
     }
+    return for_every_use(scores.graph, found)
 
 
 def balanced(node: Weighted, keys: np.ndarray, n: int, groups: Sequence[range] = ()) -> np.ndarray:

@@ -17,6 +17,9 @@ from slamp.profile import Profile
 class Budget:
     """Upper limits; every one that is given holds.
 
+    A parameter that several weighted nodes share counts once for density and sparsity, and once per use for everything
+    else: hardware holds and drives the synapses of every use.
+
     Attributes:
         density: Share of the weights that may be kept, above 0 and at most 1.
         sparsity: Share of the weights that must go, at least 0 and below 1; another way to say density.

@@ -2,12 +2,13 @@
 
 Layers are run one after another over a run of time steps, which folds time into the batch of every linear operation.
 That is several times faster than stepping and may re-associate sums, so single spikes may differ from `simulate` where
-a membrane lies within rounding of its threshold; ``fold=False`` steps exactly as `simulate` does.
+a membrane lies within rounding of its threshold; ``fold=False`` steps exactly as `simulate` does. Cycles are stepped
+in any case, what lies on none is folded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -15,20 +16,22 @@ import numpy as np
 import torch
 
 from slamp.activity import KEPT_SAMPLES, Activity, LayerActivity, NeuronActivity
-from slamp.carried import arriving, brings_binary, carried, next_neuron, routed
+from slamp.carried import arriving, brings_binary, carried, driven_neurons, routed
+from slamp.cycles import components, is_circular
 from slamp.delays import DelayLine, holds_back
-from slamp.dynamics import NeuronState, TensorFunction, edge_values, exact_float32
+from slamp.dynamics import NeuronRun, NeuronState, TensorFunction, edge_values, exact_float32
 from slamp.engine import Dynamics, engine_of
 from slamp.errors import RasterError
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
     IF,
+    LSNN,
     NEURON,
+    SECOND_TIER,
     SPIKING,
+    SYNAPTIC,
     WEIGHTED,
-    CubaLI,
-    CubaLIF,
-    Input,
+    Delay,
     MaxPool2d,
     Neuron,
     Spiking,
@@ -124,35 +127,35 @@ class _Meter:
         self.dynamics: Mapping[str, Dynamics]
         self.functions: Mapping[str, TensorFunction]
         self.dynamics, self.functions = engine_of(graph, first)
+        self.carried = carried(graph, input_is_spikes=first.is_spikes)
         self.neurons: dict[str, _NeuronTotals] = {}
         self.layers: dict[str, _LayerTotals] = {}
-        self.carried = carried(graph, input_is_spikes=first.is_spikes)
         for name in graph.order:
             node, sources = graph.nodes[name], graph.sources(name)
             if isinstance(node, NEURON):
                 self.neurons[name] = _NeuronTotals(node, graph.shapes[name], first.steps)
             elif isinstance(node, WEIGHTED):
-                kernel = _Kernel(_neuron_behind(graph, name), graph.device)
-                shape = graph.shapes[sources[0]]
-                self.layers[name] = _LayerTotals(node, shape, first.steps, kernel, graph.device)
+                shape, kernels = graph.shapes[sources[0]], _kernels(graph, name)
+                self.layers[name] = _LayerTotals(node, shape, first.steps, kernels, graph.device)
                 self.layers[name].from_spikes = self.carried.events.issuperset(sources)
                 self.layers[name].binary = brings_binary(graph, sources, self.carried.binary)
+        self.parts = [(part, is_circular(graph, part)) for part in components(graph.order, graph.targets)]
         self.peaks: list[int] = [0] * first.steps
         largest = max(int(np.prod(shape)) for shape in graph.shapes.values())
         self.run_steps = max(1, RUN_BYTES // (4 * largest * first.batch))
 
     def add(self, raster: SpikeRaster, *, fold: bool) -> None:
-        # A delay may close a cycle, which can only be stepped.
-        lines = delay_lines(self.graph, raster.batch)
-        late_events = delay_lines(self.graph, 1)
-        run_steps = self.run_steps if fold and not lines else 1
-        states = {name: layer.initial_state(raster.batch) for name, layer in self.dynamics.items()}
-        traces: dict[str, torch.Tensor] = {}
+        run_steps = self.run_steps if fold else 1
+        memory = _Memory(
+            states={name: layer.initial_state(raster.batch) for name, layer in self.dynamics.items()},
+            lines=delay_lines(self.graph, raster.batch),
+            event_lines=delay_lines(self.graph, 1),
+        )
         best = torch.full((raster.batch,), -torch.inf, device=self.graph.device)
         best_step = torch.zeros(raster.batch, dtype=torch.int64, device=self.graph.device)
         for start in range(0, self.steps, run_steps):
             stop = min(start + run_steps, self.steps)
-            output = self._run(raster, start, stop, states, traces, (lines, late_events))
+            output = self._run(raster, start, stop, memory)
             peaks, at = output.flatten(2).amax(2).max(0)
             best_step = torch.where(peaks > best, at + start, best_step)
             best = torch.maximum(best, peaks)
@@ -160,67 +163,88 @@ class _Meter:
             self.peaks[step] += 1
         self.samples += raster.batch
 
-    def _run(
-        self,
-        raster: SpikeRaster,
-        start: int,
-        stop: int,
-        states: Mapping[str, NeuronState],
-        traces: dict[str, torch.Tensor],
-        delays: tuple[Mapping[str, DelayLine], Mapping[str, DelayLine]],
-    ) -> torch.Tensor:
-        """Run all layers over steps ``start`` to ``stop``; return the output, (steps, batch, *features).
-
-        ``delays`` are the memories of values and of events, step by step.
-        """
-        graph, (lines, late_events) = self.graph, delays
-        values: dict[str, torch.Tensor] = {}
-        events: dict[str, torch.Tensor] = {}  # events per step and feature, summed over the batch
-        for name in graph.order:
-            node = graph.nodes[name]
-            sources = graph.sources(name)
-            if isinstance(node, Input):
+    def _run(self, raster: SpikeRaster, start: int, stop: int, memory: _Memory) -> torch.Tensor:
+        """Run all layers over steps ``start`` to ``stop``; return the output, (steps, batch, *features)."""
+        graph = self.graph
+        run = _Run({}, {})
+        for part, circular in self.parts:
+            if part[0] == graph.input:
                 x = raster.data[start:stop].to(device=graph.device, dtype=torch.float32)
-                values[name] = x
+                run.values[graph.input] = x
                 if raster.is_spikes:
-                    events[name] = x.sum(1)
-                continue
-            if name in lines and holds_back(node):
-                values[name] = lines[name].read()[None]
-                if name in self.carried.events:
-                    events[name] = late_events[name].read()
-                continue
-            if name in self.dynamics:
-                drive, more = edge_values(values, sources)
-                run = self.dynamics[name].advance(drive, states[name], more=more)
-                values[name] = run.output
-                if isinstance(node, SPIKING):
-                    events[name] = values[name].sum(1)
-                    self.neurons[name].add(start, events[name], run.v)
-                continue
-            x, spikes = summed(values, sources), arriving(events, sources)
-            if name in lines:
-                lines[name].push(x[0])
-                values[name] = lines[name].read()[None]
-                if spikes is not None:
-                    late_events[name].push(spikes)
-                    events[name] = late_events[name].read()
-                continue
-            values[name] = self.functions[name](x.flatten(0, 1)).unflatten(0, x.shape[:2])
-            if name in self.layers:
-                traces[name] = self.layers[name].add(start, x, spikes, traces.get(name))
-            elif name in self.carried.events:
-                assert spikes is not None
-                events[name] = values[name].sum(1) if isinstance(node, MaxPool2d) else routed(node, spikes)
-        for name, line in lines.items():
-            sources = graph.sources(name)
-            if holds_back(graph.nodes[name]):
-                line.push(summed(values, sources)[0])
-                if name in self.carried.events:
-                    late_events[name].push(summed(events, sources))
-            line.advance()
-            late_events[name].advance()
-        return values[graph.output]
+                    run.events[graph.input] = x.sum(1)
+            elif circular:  # what goes round can only be stepped
+                steps = [self._turn(part, run.at(t), start + t, memory) for t in range(stop - start)]
+                for name in part:
+                    run.values[name] = torch.cat([step.values[name] for step in steps])
+                    if name in steps[0].events:
+                        run.events[name] = torch.cat([step.events[name] for step in steps])
+            elif isinstance(graph.nodes[part[0]], Delay):
+                self._delay(part[0], run, memory)
+            else:
+                self._compute(part[0], run, start, memory)
+        return run.values[graph.output]
+
+    def _turn(self, part: Sequence[str], now: _Run, t: int, memory: _Memory) -> _Run:
+        """Run the nodes of a cycle for one step; return it with their values added."""
+        late = [name for name in part if isinstance(self.graph.nodes[name], Delay)]
+        held = [name for name in late if holds_back(self.graph.nodes[name])]
+        for name in held:  # what arrives in this step is taken in below
+            self._read(name, now, memory)
+        for name in part:
+            if name in late and name not in held:
+                self._push(name, now, memory)
+                self._read(name, now, memory)
+            elif name not in late:
+                self._compute(name, now, t, memory)
+        for name in held:
+            self._push(name, now, memory)
+        for name in late:
+            memory.lines[name].advance()
+            memory.event_lines[name].advance()
+        return now
+
+    def _delay(self, name: str, run: _Run, memory: _Memory) -> None:
+        """Carry all steps of a run through a delay that lies on no cycle."""
+        steps = [run.at(t) for t in range(len(run.values[self.graph.sources(name)[0]]))]
+        for now in steps:
+            self._push(name, now, memory)
+            self._read(name, now, memory)
+            memory.lines[name].advance()
+            memory.event_lines[name].advance()
+        run.values[name] = torch.cat([now.values[name] for now in steps])
+        if name in self.carried.events:
+            run.events[name] = torch.cat([now.events[name] for now in steps])
+
+    def _push(self, name: str, now: _Run, memory: _Memory) -> None:
+        sources = self.graph.sources(name)
+        memory.lines[name].push(summed(now.values, sources)[0])
+        if name in self.carried.events:
+            memory.event_lines[name].push(summed(now.events, sources))
+
+    def _read(self, name: str, now: _Run, memory: _Memory) -> None:
+        now.values[name] = memory.lines[name].read()[None]
+        if name in self.carried.events:
+            now.events[name] = memory.event_lines[name].read()
+
+    def _compute(self, name: str, run: _Run, start: int, memory: _Memory) -> None:
+        """Run one node over all steps of ``run``, the first of which is ``start``."""
+        node, sources = self.graph.nodes[name], self.graph.sources(name)
+        if name in self.dynamics:
+            drive, more = edge_values(run.values, sources)
+            found = self.dynamics[name].advance(drive, memory.states[name], more=more)
+            run.values[name] = found.output
+            if isinstance(node, SPIKING):
+                run.events[name] = found.output.sum(1)
+                self.neurons[name].add(start, run.events[name], found)
+            return
+        x, spikes = summed(run.values, sources), arriving(run.events, sources)
+        run.values[name] = self.functions[name](x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        if name in self.layers:
+            memory.traces[name] = self.layers[name].add(start, x, spikes, memory.traces.get(name))
+        elif name in self.carried.events:
+            assert spikes is not None
+            run.events[name] = run.values[name].sum(1) if isinstance(node, MaxPool2d) else routed(node, spikes)
 
     def result(self) -> Activity:
         return Activity(
@@ -231,6 +255,31 @@ class _Meter:
             neurons={name: neuron.result(self.samples) for name, neuron in self.neurons.items()},
             peak_share=np.asarray(self.peaks, dtype=np.float64) / self.samples,
             sample=self.sample,
+        )
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What lives on from one run of steps to the next."""
+
+    states: Mapping[str, NeuronState]
+    lines: Mapping[str, DelayLine]
+    event_lines: Mapping[str, DelayLine]
+    traces: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Values (steps, batch, *features) by node over a run of steps, and events summed over the batch."""
+
+    values: dict[str, torch.Tensor]
+    events: dict[str, torch.Tensor]
+
+    def at(self, t: int) -> _Run:
+        """Return one of its steps; what is added to it is not added here."""
+        return _Run(
+            {name: value[t : t + 1] for name, value in self.values.items()},
+            {name: event[t : t + 1] for name, event in self.events.items()},
         )
 
 
@@ -250,17 +299,19 @@ class _NeuronTotals:
         self.near = np.zeros(self.steps)
         if isinstance(self.node, SPIKING):
             threshold = torch.tensor(self.node.v_threshold)
+            around = torch.zeros_like(threshold) if isinstance(self.node, SECOND_TIER) else threshold
             self.delta = threshold_window(self.node)
-            self.low, self.high = threshold - self.delta, threshold + self.delta
+            self.low, self.high = around - self.delta, around + self.delta
             if bool((threshold == threshold.flatten()[0]).all()):
                 self.low, self.high = self.low.flatten()[0], self.high.flatten()[0]
 
-    def add(self, start: int, events: torch.Tensor, v: torch.Tensor) -> None:
+    def add(self, start: int, events: torch.Tensor, run: NeuronRun) -> None:
         stop = start + events.shape[0]
         self.counts += events.sum(0).cpu().numpy()
         self.per_step[start:stop] += events.flatten(1).sum(1).cpu().numpy()
-        part = v[:, :DENSITY_SAMPLES]
-        low, high = self.low.to(v.device), self.high.to(v.device)
+        # A threshold that moves is where the membrane meets it; a refractory neuron is far from any.
+        part = (run.v if run.distance is None else run.distance)[:, :DENSITY_SAMPLES]
+        low, high = self.low.to(part.device), self.high.to(part.device)
         near = torch.logical_and(part > low, part < high).flatten(1).count_nonzero(dim=1)
         self.near[start:stop] += near.cpu().numpy()
         if start == 0:
@@ -277,14 +328,9 @@ class _NeuronTotals:
 
 class _LayerTotals:
     def __init__(
-        self,
-        node: Weighted,
-        shape: tuple[int, ...],
-        steps: int,
-        kernel: _Kernel,
-        device: str,
+        self, node: Weighted, shape: tuple[int, ...], steps: int, kernels: Sequence[_Kernel], device: str
     ) -> None:
-        self.node, self.shape, self.kernel = node, shape, kernel
+        self.node, self.shape, self.kernels = node, shape, kernels
         self.from_spikes, self.binary = False, False
         groups = tap_groups(node)
         dense, kept = dense_fan_out(node, shape), fan_out(node, shape, node.weight != 0)
@@ -295,8 +341,10 @@ class _LayerTotals:
         self.events = np.zeros(shape)
         self.trace = torch.zeros(int(np.prod(shape)), dtype=torch.float64, device=device)
 
-    def add(self, start: int, x: torch.Tensor, events: torch.Tensor | None, state: torch.Tensor | None) -> torch.Tensor:
-        """Count one run of inputs (steps, batch, *features); return the trace's state."""
+    def add(
+        self, start: int, x: torch.Tensor, events: torch.Tensor | None, states: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, ...]:
+        """Count one run of inputs (steps, batch, *features); return the states of the traces."""
         stop = start + x.shape[0]
         if events is None:  # a value that is neither a spike nor a pooled one
             events = (x != 0).to(torch.float32).sum(1)
@@ -305,9 +353,12 @@ class _LayerTotals:
         squares = flat if self.binary else x.square().sum(1).flatten(1)
         found = torch.cat([flat.double() @ self.reached, squares.double() @ self.reads], dim=1)
         self.per_step[start:stop] += found.cpu().numpy()
-        trace, after = self.kernel.filter(x.flatten(1), state)
-        self.trace += trace.square_().sum(0).view(x.shape[1], -1).sum(0)
-        return after
+        afters = []
+        for place, kernel in enumerate(self.kernels):
+            trace, after = kernel.filter(x.flatten(1), None if states is None else states[place])
+            self.trace += trace.square_().sum(0).view(x.shape[1], -1).sum(0)
+            afters.append(after)
+        return tuple(afters)
 
     def result(self, samples: int) -> LayerActivity:
         dense, kept, reads = (self.per_step / samples).T
@@ -327,52 +378,49 @@ class _Kernel:
 
     def __init__(self, node: Neuron | None, device: str) -> None:
         self.device = device
-        self.current = isinstance(node, (CubaLIF, CubaLI))
+        self.current, self.late = isinstance(node, SYNAPTIC), isinstance(node, LSNN)
         if node is None:
             decay_mem, decay_syn = 1.0, 1.0  # no neuron follows: no memory
         else:
             decay_mem = 0.0 if isinstance(node, IF) else float(node.decay_mem.mean(dtype=np.float64))
-            decay_syn = float(node.decay_syn.mean(dtype=np.float64)) if isinstance(node, (CubaLIF, CubaLI)) else 1.0
+            decay_syn = float(node.decay_syn.mean(dtype=np.float64)) if isinstance(node, SYNAPTIC) else 1.0
         self.keep_mem, self.keep_syn = 1.0 - decay_mem, 1.0 - decay_syn
         self.gain = decay_mem if self.current else 1.0
+        self.key = self.keep_mem, self.keep_syn, self.gain, self.current, self.late
 
     def filter(self, x: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Filter ``x`` of shape (steps, cells); return the trace of the same shape and the state (1 or 2, cells)."""
         steps = x.shape[0]
-        filters = filter_matrices(self.keep_mem, self.keep_syn, self.gain, self.current, steps)
+        filters = filter_matrices(self.keep_mem, self.keep_syn, self.gain, self.current, steps, self.late)
         from_state, from_input = (matrix.to(self.device) for matrix in filters)
         response = from_input @ x if state is None else torch.addmm(from_state @ state, from_input, x)
         return response[:steps], response[steps - 1 :].clone()
 
 
-def _neuron_behind(graph: SpikingGraph, name: str) -> Neuron | None:
-    found = next_neuron(graph, name)
-    node = None if found is None else graph.nodes[found]
-    assert node is None or isinstance(node, NEURON)
-    return node
-
-
 @lru_cache(maxsize=64)
 def filter_matrices(
-    keep_mem: float, keep_syn: float, gain: float, current: bool, steps: int
+    keep_mem: float, keep_syn: float, gain: float, current: bool, steps: int, late: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what a neuron's linear filter multiplies the state before (v, i) and the inputs of ``steps`` steps with.
 
-    Rows are the trace at every step and then, with a synaptic current, that current after the last step.
+    Rows are the trace at every step and then, with a synaptic current, that current after the last step. Where the
+    membrane is ``late`` (`LSNN`) it sees an input one step after it came, and the input does not decay when it comes.
     """
     v, i = np.zeros(steps + 1), np.zeros(steps + 1)  # response to an input at step 0, `lag` steps later
     for lag in range(steps + 1):
         before_v, before_i = (v[lag - 1], i[lag - 1]) if lag else (0.0, 0.0)
         jumped = before_i + float(lag == 0)
-        v[lag] = keep_mem * before_v + (gain * jumped if current else float(lag == 0))
-        i[lag] = keep_syn * jumped
+        seen = before_i if late else jumped
+        v[lag] = keep_mem * before_v + (gain * seen if current else float(lag == 0))
+        i[lag] = keep_syn * before_i + float(lag == 0) if late else keep_syn * jumped
     lags = np.subtract.outer(np.arange(steps), np.arange(steps))
     from_input = np.where(lags >= 0, v[lags], 0.0)
     from_v = keep_mem ** np.arange(1, steps + 1)
     from_state = from_v[:, None]
     if current:
-        # A current left over from before acts like an input of that size.
-        from_state = np.vstack([np.stack([from_v, v[:steps]], axis=1), [0.0, keep_syn**steps]])
+        # A current left over from before acts like an input of that size, where late one that came a step before.
+        left_over = v[1:] if late else v[:-1]
+        from_state = np.vstack([np.stack([from_v, left_over], axis=1), [0.0, keep_syn**steps]])
         from_input = np.vstack([from_input, i[steps - 1 :: -1][:steps]])
     return torch.tensor(from_state, dtype=torch.float32), torch.tensor(from_input, dtype=torch.float32)
 
@@ -385,3 +433,9 @@ def threshold_window(node: Spiking) -> torch.Tensor:
 def tap_groups(node: Weighted) -> int:
     """Number of groups of a weighted node."""
     return getattr(node, "groups", 1)
+
+
+def _kernels(graph: SpikingGraph, name: str) -> list[_Kernel]:
+    """Return the filters of the neurons a weighted node drives, each once; without any, one that remembers nothing."""
+    neurons = driven_neurons(graph, name).values() or [None]
+    return list({kernel.key: kernel for kernel in [_Kernel(node, graph.device) for node in neurons]}.values())

@@ -23,6 +23,7 @@ from slamp.nodes import (
     Delay,
     Input,
     MaxPool2d,
+    Neuron,
     Node,
     Output,
     Place,
@@ -111,6 +112,21 @@ def next_neuron(graph: SpikingGraph, name: str) -> str | None:
                 seen.add(target)
                 waiting.append(target)
     return None
+
+
+def driven_neurons(graph: SpikingGraph, name: str) -> dict[str, Neuron]:
+    """Return all layers of neurons that the output of a node reaches without passing a weight, in computing order."""
+    waiting, seen = [name], {name}
+    found: set[str] = set()
+    while waiting:
+        for target in graph.targets(waiting.pop()):
+            node = graph.nodes[target]
+            if isinstance(node, NEURON):
+                found.add(target)
+            elif target not in seen and not isinstance(node, WEIGHTED):
+                seen.add(target)
+                waiting.append(target)
+    return {each: node for each in graph.order if each in found and isinstance(node := graph.nodes[each], NEURON)}
 
 
 def shown_neurons(graph: SpikingGraph) -> dict[str, tuple[np.ndarray, np.ndarray]]:

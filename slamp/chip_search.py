@@ -62,17 +62,18 @@ class Chip:
         return masks_of_plan(self.scores, keep, self.profile, self.balance)
 
     def bits(self, keep: Mapping[str, int]) -> dict[str, float]:
-        """Bits of every layer that a plan keeps so many weights of."""
+        """Bits of every layer that a plan keeps so many weights of, all its uses together."""
         if not self.balance:  # what one layer takes does not depend on the others
             for name, n in keep.items():
-                if (name, n) not in self.known and name not in self.host:
-                    mask = self.scores.largest(name, n)
-                    self.known[name, n] = layer_memory_bits(self.scores.graph, name, mask, self.profile)
-            return {name: self.known.get((name, n), 0.0) for name, n in keep.items()}
-        return {
-            name: 0.0 if name in self.host else layer_memory_bits(self.scores.graph, name, mask, self.profile)
-            for name, mask in self.masks(keep).items()
-        }
+                if (name, n) not in self.known:
+                    self.known[name, n] = self._bits_of_uses(name, self.scores.largest(name, n))
+            return {name: self.known[name, n] for name, n in keep.items()}
+        masks = self.masks(keep)
+        return {name: self._bits_of_uses(name, masks[name]) for name in keep}
+
+    def _bits_of_uses(self, name: str, mask: np.ndarray) -> float:
+        on_chip = [use for use in self.scores.uses[name] if use not in self.host]
+        return sum(layer_memory_bits(self.scores.graph, use, mask, self.profile) for use in on_chip)
 
     def placed(self, keep: Mapping[str, int]) -> CoreMap:
         """Place what a plan keeps; raises `MappingError` where no number of cores would do."""

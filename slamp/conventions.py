@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from slamp.dynamics import added, parameter_tensor
-from slamp.nodes import IF, LIF, CubaLIF, Spiking, uniform
+from slamp.nodes import IF, LIF, SECOND_TIER, CubaLIF, Spiking, uniform
 
 LATENCIES = (1, 2, 3)
 DT_FACTORS = (10.0, 0.1, 1000.0, 0.001)
@@ -43,7 +43,9 @@ class Convention:
 
 
 def wrong_conventions(node: Spiking) -> Iterator[tuple[str, Convention]]:
-    """Every wrong convention known, likely ones first."""
+    """Every wrong convention known, likely ones first; none of neurons that no target runs."""
+    if isinstance(node, SECOND_TIER):
+        return
     swapped = replace(node, reset="subtract" if node.reset == "value" else "value")
     yield f"reset: by {_reset_word(swapped)} instead of by {_reset_word(node)}", Convention(swapped)
     if node.reset == "value":
@@ -142,6 +144,7 @@ def run_convention(
         where they spike.
     """
     node = convention.node
+    assert not isinstance(node, SECOND_TIER), "no target runs them"
     v_reset, v_threshold = parameter_tensor(node.v_reset, "cpu"), parameter_tensor(node.v_threshold, "cpu")
     zero = torch.zeros(())
     v_leak = zero if isinstance(node, IF) else parameter_tensor(node.v_leak, "cpu")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 from types import MappingProxyType
 
 import numpy as np
@@ -201,9 +202,16 @@ def rank_ahead(rows: Sequence[Sequence[LayerCost]], counts: Sequence[int]) -> No
 
 
 def tap_costs(scores: Scores, resource: str, name: str) -> np.ndarray | None:
-    """Return the cost of one weight at every tap of a layer, float64, shape (groups, ...); None if it is 1 for all."""
+    """Return the cost of one weight at every tap of a layer, float64, shape (groups, ...); None if it is 1 for all.
+
+    A weight of several uses costs what all of them cost, but counts once for the density.
+    """
     if resource == "density":
         return None
+    return reduce(np.add, [_tap_costs_of_use(scores, resource, use) for use in scores.uses[name]])
+
+
+def _tap_costs_of_use(scores: Scores, resource: str, name: str) -> np.ndarray:
     if resource == "synapses":
         source = scores.graph.sources(name)[0]
         return connections(scores.graph.weighted[name], scores.graph.shapes[source])

@@ -25,6 +25,7 @@ from slamp.graph import SpikingGraph
 from slamp.manifest import Artifact
 from slamp.nodes import (
     READOUT,
+    SECOND_TIER,
     SPIKING,
     Affine,
     Conv1d,
@@ -279,7 +280,9 @@ def _threshold_interval(
     With resets by value the membrane follows from the replayed spikes alone, whatever the threshold: it must lie above
     the true threshold wherever a spike came, and not above it elsewhere.
     """
-    if node.reset != "value" or not bool((node.v_threshold == node.v_threshold.flat[0]).all()):
+    if isinstance(node, SECOND_TIER) or node.reset != "value":
+        return ""
+    if not bool((node.v_threshold == node.v_threshold.flat[0]).all()):
         return ""
     _, v = run_convention(Convention(node), drive[0], replayed, drive[1:])
     spiking, quiet = v[replayed], v[~replayed]

@@ -16,6 +16,7 @@ from slamp.fixed_dynamics import fixed_function
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
     IF,
+    LSNN,
     NEURON,
     READOUT,
     WEIGHTED,
@@ -23,6 +24,7 @@ from slamp.nodes import (
     Delay,
     Flatten,
     Input,
+    LIFRefrac,
     Neuron,
     Node,
     Reshape,
@@ -142,6 +144,14 @@ def _only(graph: SpikingGraph, name: str) -> str:
 
 def check_neuron(name: str, node: Neuron) -> None:
     """Raise `UnsupportedNodeError` if neurons have no integer counterpart; the message says why."""
+    if isinstance(node, LIFRefrac):
+        raise UnsupportedNodeError(
+            f"{name}: is LIFRefrac; fixed point knows no refractory period; train with LIFCell, or keep the float graph"
+        )
+    if isinstance(node, LSNN):
+        raise UnsupportedNodeError(
+            f"{name}: is LSNN; fixed point knows no adaptive threshold; train with LIFCell, or keep the float graph"
+        )
     if isinstance(node, READOUT):
         if bool((node.v_leak != 0).any()):
             raise UnsupportedNodeError(f"{name}: v_leak is {node.v_leak.flat[0]:g}; a readout on Loihi leaks to 0")

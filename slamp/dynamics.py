@@ -6,9 +6,10 @@ reference (`simulate`) and the layer-by-layer statistics (`calibrate`), so they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,19 @@ from slamp.nodes import (
     IF,
     LI,
     LIF,
+    LSNN,
     READOUT,
+    SECOND_TIER,
     SPIKING,
+    SYNAPTIC,
     WIRING,
     AdaptiveAvgPool2d,
     Affine,
     AvgPool2d,
     Conv1d,
     Conv2d,
-    CubaLI,
-    CubaLIF,
     Input,
+    LIFRefrac,
     Linear,
     MaxPool2d,
     Neuron,
@@ -138,10 +141,19 @@ def edge_values(
 
 @dataclass
 class NeuronState:
-    """Membrane ``v`` and synaptic current ``i`` between two steps, shape (batch, *neurons); ``i`` may be unused."""
+    """What neurons carry from one step to the next; tensors have shape (batch, *neurons), () where unused.
+
+    Attributes:
+        v: Membrane.
+        i: Synaptic current.
+        rho: Refractory steps left (`LIFRefrac`).
+        b: Threshold (`LSNN`).
+    """
 
     v: torch.Tensor
     i: torch.Tensor
+    rho: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    b: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -150,13 +162,17 @@ class NeuronRun:
 
     Attributes:
         output: Spikes as 0 and 1, or membrane values of a readout, float32.
-        v: Membrane as it is compared with the threshold, before reset.
-        i: Synaptic current after its decay; empty unless asked for or without synapse.
+        v: Membrane as it is compared with the threshold, before reset; as it is held, in a refractory step.
+        i: Synaptic current after its decay (`LSNN`: after the input that follows it); empty unless asked for or without
+            synapse.
+        distance: For `LIFRefrac` and `LSNN`, how far ``v`` is above the threshold of its step, -inf where a neuron is
+            refractory; else None.
     """
 
     output: torch.Tensor
     v: torch.Tensor
     i: torch.Tensor
+    distance: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +195,17 @@ ON_DEVICE = _Elementwise(torch.add, torch.sub, torch.mul, torch.gt, torch.le)
 Array = Any  # a tensor on a device, a NumPy view of one on the host
 
 
+@dataclass(frozen=True)
+class _Now:
+    """The arrays of a `NeuronState`, and memory of the membrane's shape for what changes in a step."""
+
+    v: Array
+    i: Array
+    rho: Array
+    b: Array
+    change: Array
+
+
 class NeuronDynamics:
     """Advances one layer of neurons. Parameters are fixed; the state is handed in and updated in place."""
 
@@ -186,7 +213,7 @@ class NeuronDynamics:
         self.node = node
         self.device = torch.device(device)
         self.spikes = isinstance(node, SPIKING)
-        self.has_current = isinstance(node, (CubaLIF, CubaLI))
+        self.has_current = isinstance(node, SYNAPTIC)
         self.shape = (node.v_threshold if isinstance(node, IF) else node.v_leak).shape
         self.on_host = self.device.type == "cpu"
         self.op = ON_HOST if self.on_host else ON_DEVICE
@@ -196,11 +223,15 @@ class NeuronDynamics:
         self.leaks_to_value = not isinstance(node, IF) and bool((node.v_leak != 0).any())
         self.v_leak = self._parameter(None if isinstance(node, IF) else node.v_leak)
         self.decay_mem = self._parameter(None if isinstance(node, IF) else node.decay_mem)
-        self.decay_syn = self._parameter(node.decay_syn if isinstance(node, (CubaLIF, CubaLI)) else None)
+        self.decay_syn = self._parameter(node.decay_syn if isinstance(node, SYNAPTIC) else None)
         self.v_threshold = self._parameter(None if isinstance(node, READOUT) else node.v_threshold)
         self.v_reset = self._parameter(None if isinstance(node, READOUT) else node.v_reset)
+        self.refractory_steps = self._parameter(node.refractory_steps if isinstance(node, LIFRefrac) else None)
+        self.decay_adapt = self._parameter(node.decay_adapt if isinstance(node, LSNN) else None)
+        self.beta = self._parameter(node.beta if isinstance(node, LSNN) else None)
         self.by_value = isinstance(node, READOUT) or node.reset == "value"
         self.resets_to_value = not isinstance(node, READOUT) and bool((node.v_reset != 0).any())
+        self.fire = self._fire
         match node:
             case IF():
                 self.integrate = self._integrate_if
@@ -208,13 +239,23 @@ class NeuronDynamics:
                 self.integrate = self._integrate_lif
             case LI():
                 self.integrate = self._integrate_li
+            case LIFRefrac():
+                self.integrate, self.fire = self._integrate_cuba, self._fire_unless_refractory
+            case LSNN():
+                self.integrate, self.fire = self._integrate_lsnn, self._fire_adaptive
             case _:
                 self.integrate = self._integrate_cuba
 
     def initial_state(self, batch: int) -> NeuronState:
-        """Return the state before the first step: ``v_leak`` (IF: ``v_reset``) and no current."""
+        """Return the state before the first step: ``v_leak`` (IF: ``v_reset``), no current, threshold at rest."""
         v = self.start.expand(batch, *self.shape).contiguous().clone()
-        return NeuronState(v, torch.zeros_like(v) if self.has_current else v.new_zeros(()))
+        unused = v.new_zeros(())
+        rho = torch.zeros_like(v) if isinstance(self.node, LIFRefrac) else unused
+        b = unused
+        if isinstance(self.node, LSNN):
+            resting = parameter_tensor(self.node.v_threshold, self.device)
+            b = resting.expand(batch, *self.shape).contiguous().clone()
+        return NeuronState(v, torch.zeros_like(v) if self.has_current else unused, rho, b)
 
     def advance(
         self,
@@ -224,11 +265,11 @@ class NeuronDynamics:
         more: Sequence[torch.Tensor] = (),
         keep_current: bool = False,
     ) -> NeuronRun:
-        """Run over a stretch of steps; ``state`` moves along.
+        """Run over the input of every step, of shape (steps, batch, *neurons); ``state`` moves along.
 
         Args:
-            drive: What the first edge brings, shape (steps, batch, *neurons).
-            state: Membrane and current before the first step.
+            drive: What the first edge brings.
+            state: What the neurons carry; updated in place.
             more: What further edges bring, same shape. A current takes edge by edge, ``(i + x1) + x2``; neurons without
                 one take the sum ``x1 + x2``.
             keep_current: Return the current of every step too.
@@ -239,26 +280,23 @@ class NeuronDynamics:
         kept = drive.shape if self.has_current and keep_current else (drive.shape[0], 0)
         i_run = drive.new_empty(kept)
         output = torch.empty_like(drive) if self.spikes else v_run
-        change = torch.empty_like(state.v)
+        distance_run = drive.new_empty(drive.shape if isinstance(self.node, SECOND_TIER) else (drive.shape[0], 0))
         inputs = drive
         if self.leaks_to_value and isinstance(self.node, LIF):
             inputs = torch.add(drive, torch.as_tensor(self.v_leak, device=drive.device))
-        x_run, v_runs, s_run, currents, change, v, i, *further = self._arrays(
-            inputs, v_run, output, i_run, change, state.v, state.i, *more
-        )
-        for step, (x, after, spikes, current) in enumerate(zip(x_run, v_runs, s_run, currents, strict=True)):
-            for other in further:  # all but the last edge; `integrate` adds that one
-                self.op.add(i, x, out=i)
-                x = other[step]  # the next edge takes the place of the one added
-            self.integrate(x, v, i, change, after)
+        x_run, v_runs, s_run, currents, distances = self._arrays(inputs, v_run, output, i_run, distance_run)
+        v, i, rho, b, change = self._arrays(state.v, state.i, state.rho, state.b, torch.empty_like(state.v))
+        now = _Now(v, i, rho, b, change)
+        x_runs = zip(x_run, *self._arrays(*more), strict=True)
+        for xs, after, spikes, current, distance in zip(x_runs, v_runs, s_run, currents, distances, strict=True):
+            self.integrate(xs, now, after)
             if keep_current and self.has_current:
-                current[...] = i
+                current[...] = now.i
             if self.spikes:
-                self.op.gt(after, self.v_threshold, out=spikes)
-                self._reset(after, spikes, change, v)
+                self.fire(after, spikes, distance, now)
             else:
-                v[...] = after
-        return NeuronRun(output, v_run, i_run)
+                now.v[...] = after
+        return NeuronRun(output, v_run, i_run, distance_run if isinstance(self.node, SECOND_TIER) else None)
 
     def _parameter(self, array: np.ndarray | None) -> Array:
         tensor = torch.zeros((), device=self.device) if array is None else parameter_tensor(array, self.device)
@@ -267,42 +305,85 @@ class NeuronDynamics:
     def _arrays(self, *tensors: torch.Tensor) -> tuple[Array, ...]:
         return tuple(tensor.numpy() for tensor in tensors) if self.on_host else tensors
 
-    def _reset(self, after: Array, spikes: Array, change: Array, v: Array) -> None:
-        """Write the membrane after reset into ``v``; products with 0 and 1 are exact, so is every sum here."""
-        if not self.by_value:
-            self.op.mul(spikes, self.v_threshold, out=change)
-            self.op.sub(after, change, out=v)
-            return
-        self.op.le(after, self.v_threshold, out=v)
-        self.op.mul(v, after, out=v)
+    def _fire(self, after: Array, spikes: Array, distance: Array, now: _Now) -> None:
+        self.op.gt(after, self.v_threshold, out=spikes)
+        if self.by_value:
+            self.op.le(after, self.v_threshold, out=now.v)
+            self._reset_to_value(after, spikes, now)
+        else:
+            self.op.mul(spikes, self.v_threshold, out=now.change)
+            self.op.sub(after, now.change, out=now.v)
+
+    def _fire_unless_refractory(self, after: Array, spikes: Array, distance: Array, now: _Now) -> None:
+        held, free = distance, spikes  # 0 and 1; the memory of what is written below
+        self.op.gt(now.rho, 0.0, out=held)
+        self.op.le(now.rho, 0.0, out=free)
+        self.op.sub(now.rho, held, out=now.rho)
+        self.op.mul(after, free, out=after)
+        self.op.mul(now.v, held, out=now.change)
+        self.op.add(after, now.change, out=after)
+        refractory = held > 0
+        self.op.sub(after, self.v_threshold, out=distance)
+        distance[refractory] = -math.inf
+        self.op.gt(distance, 0.0, out=spikes)
+        self.op.le(spikes, 0.0, out=now.v)
+        self._reset_to_value(after, spikes, now)
+        self.op.mul(spikes, self.refractory_steps, out=now.change)
+        self.op.add(now.rho, now.change, out=now.rho)
+
+    def _fire_adaptive(self, after: Array, spikes: Array, distance: Array, now: _Now) -> None:
+        self.op.sub(after, now.b, out=distance)
+        self.op.gt(distance, 0.0, out=spikes)
+        self.op.le(distance, 0.0, out=now.v)
+        self._reset_to_value(after, spikes, now)
+        self.op.mul(spikes, self.beta, out=now.change)
+        self.op.add(now.b, now.change, out=now.b)
+
+    def _reset_to_value(self, after: Array, spikes: Array, now: _Now) -> None:
+        """Write the membrane after reset into ``v``, which says who is silent; products with 0 and 1 are exact."""
+        self.op.mul(now.v, after, out=now.v)
         if self.resets_to_value:
-            self.op.mul(spikes, self.v_reset, out=change)
-            self.op.add(v, change, out=v)
+            self.op.mul(spikes, self.v_reset, out=now.change)
+            self.op.add(now.v, now.change, out=now.v)
 
-    def _integrate_if(self, x: Array, v: Array, i: Array, change: Array, after: Array) -> None:
-        self.op.add(v, x, out=after)
+    def _integrate_if(self, xs: tuple[Array, ...], now: _Now, after: Array) -> None:
+        self.op.add(now.v, xs[0], out=after)
 
-    def _integrate_lif(self, x: Array, v: Array, i: Array, change: Array, after: Array) -> None:
-        self.op.sub(x, v, out=change)  # x already carries + v_leak
-        self.op.mul(change, self.decay_mem, out=change)
-        self.op.add(v, change, out=after)
+    def _integrate_lif(self, xs: tuple[Array, ...], now: _Now, after: Array) -> None:
+        self.op.sub(xs[0], now.v, out=now.change)  # x already carries + v_leak
+        self.op.mul(now.change, self.decay_mem, out=now.change)
+        self.op.add(now.v, now.change, out=after)
 
-    def _integrate_li(self, x: Array, v: Array, i: Array, change: Array, after: Array) -> None:
-        self._pull(x, v, change)
-        self.op.add(v, change, out=after)
+    def _integrate_li(self, xs: tuple[Array, ...], now: _Now, after: Array) -> None:
+        self._pull(xs[0], now)
+        self.op.add(now.v, now.change, out=after)
 
-    def _integrate_cuba(self, x: Array, v: Array, i: Array, change: Array, after: Array) -> None:
-        self.op.add(i, x, out=i)
-        self._pull(i, v, change)
-        self.op.add(v, change, out=after)
-        self.op.mul(i, self.decay_syn, out=change)
-        self.op.sub(i, change, out=i)
+    def _integrate_cuba(self, xs: tuple[Array, ...], now: _Now, after: Array) -> None:
+        for x in xs:
+            self.op.add(now.i, x, out=now.i)
+        self._pull(now.i, now)
+        self.op.add(now.v, now.change, out=after)
+        self._decay_current(now)
 
-    def _pull(self, i: Array, v: Array, change: Array) -> None:
+    def _integrate_lsnn(self, xs: tuple[Array, ...], now: _Now, after: Array) -> None:
+        self._pull(now.i, now)
+        self.op.add(now.v, now.change, out=after)
+        self._decay_current(now)
+        for x in xs:
+            self.op.add(now.i, x, out=now.i)
+        self.op.sub(self.v_threshold, now.b, out=now.change)
+        self.op.mul(now.change, self.decay_adapt, out=now.change)
+        self.op.add(now.b, now.change, out=now.b)
+
+    def _decay_current(self, now: _Now) -> None:
+        self.op.mul(now.i, self.decay_syn, out=now.change)
+        self.op.sub(now.i, now.change, out=now.i)
+
+    def _pull(self, i: Array, now: _Now) -> None:
         """Write ``decay_mem * ((v_leak - v) + i)`` into ``change``; with ``v_leak = 0`` it is ``i - v`` bit for bit."""
         if self.leaks_to_value:
-            self.op.sub(self.v_leak, v, out=change)
-            self.op.add(change, i, out=change)
+            self.op.sub(self.v_leak, now.v, out=now.change)
+            self.op.add(now.change, i, out=now.change)
         else:
-            self.op.sub(i, v, out=change)
-        self.op.mul(change, self.decay_mem, out=change)
+            self.op.sub(i, now.v, out=now.change)
+        self.op.mul(now.change, self.decay_mem, out=now.change)

@@ -8,10 +8,12 @@ from types import MappingProxyType
 
 import numpy as np
 
+from slamp.carried import driven_neurons
 from slamp.curves import RankedKeys
 from slamp.energy import on_host
+from slamp.errors import BudgetError
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, Conv1d, Conv2d, Weighted
+from slamp.nodes import NEURON, WEIGHTED, Conv1d, Conv2d, Weighted
 from slamp.profile import Figure, Profile
 from slamp.score import Scores, curve_of
 from slamp.taps import fan_out
@@ -22,25 +24,27 @@ def within_fans(scores: Scores, profile: Profile | None) -> Scores:
 
     Weights are taken from the largest key down; one whose neuron already has all the synapses it may have, into the
     target or out of the source, scores 0. For a convolution all positions of a channel have the same synapses, so what
-    counts are those of a position away from the borders. Inputs of the network have no limit of fan-out.
+    counts are those of a position away from the borders. Inputs of the network have no limit of fan-out. Where several
+    layers drive the same neurons, or read them, and together exceed a limit, each gets its share (`divided_limits`).
+
+    Raises:
+        BudgetError: More layers drive or read the same neurons than the limit has synapses.
     """
-    fan_in, fan_out_most = fan_limits(profile)
-    if fan_in is None and fan_out_most is None:
+    if fan_limits(profile) == (None, None):
         return scores
     layers = dict(scores.layers)
-    host = (
-        frozenset() if scores.activity is None or profile is None else on_host(scores.graph, profile, scores.activity)
-    )
+    host = host_of(scores, profile)
+    limits = divided_limits(scores.graph, profile, host)
     for name, layer in scores.layers.items():
-        if name in host:
-            continue
-        node = scores.graph.weighted[name]
-        out_most = fan_out_most if behind_neurons(scores.graph, name) else None
-        keys = scores.keys(name)
-        allowed = allowed_by_fans(node, keys, fan_in, out_most)
+        keys, allowed = scores.keys(name), None
+        for use in scores.uses[name]:
+            found = None if use in host else allowed_by_fans(scores.graph.weighted[use], keys, *limits[use])
+            if found is not None:
+                keys, allowed = np.where(found, keys, np.float32(0)), found
         if allowed is None:
             continue
-        ranked = RankedKeys(np.where(allowed, keys, np.float32(0)))
+        node = scores.graph.weighted[name]
+        ranked = RankedKeys(keys)
         ranked.top(1)
         curve = curve_of(node, ranked, scores.method, layer.factor)
         minimum = min(layer.minimum, ranked.live)
@@ -67,23 +71,104 @@ def fans_hold(
 ) -> bool:
     """Whether every neuron on the chip keeps to its limits of fan-in and fan-out if what is under the masks stays."""
     fan_in, out_most = fan_limits(profile)
-    for name, mask in masks.items():
-        if name in host:
+    on_chip = {name: mask for name, mask in masks.items() if name not in host}
+    into = {name: _most_into(mask) for name, mask in on_chip.items() if fan_in is not None}
+    out_of = {
+        name: _most_out_of(graph, name, mask)
+        for name, mask in on_chip.items()
+        if out_most is not None and behind_neurons(graph, name)
+    }
+    return all(
+        sum(counts[name] for name in group) <= most
+        for counts, groups, most in ((into, _drivers(graph, into), fan_in), (out_of, _readers(graph, out_of), out_most))
+        if most is not None
+        for group in groups
+    )
+
+
+def divided_limits(
+    graph: SpikingGraph, profile: Profile | None, host: Collection[str] = ()
+) -> dict[str, tuple[int | None, int | None]]:
+    """Return the limits of fan-in and fan-out that every weighted node on the chip has to keep alone.
+
+    Layers that drive the same neurons (as input and recurrent weights do), or read the same, share a limit in
+    proportion to the synapses they have, if these exceed it together. Counted is the neuron with most of each layer, so
+    the limit holds for every neuron, though it may not be reached.
+
+    Raises:
+        BudgetError: More layers share a limit than it has synapses.
+    """
+    fan_in, out_most = fan_limits(profile)
+    on_chip = {name: node.weight != 0 for name, node in graph.weighted.items() if name not in host}
+    reading = {name: mask for name, mask in on_chip.items() if behind_neurons(graph, name)}
+    into: dict[str, int] = {}
+    out_of: dict[str, int] = {}
+    if fan_in is not None:
+        counts = {name: _most_into(mask) for name, mask in on_chip.items()}
+        into = _divided(counts, _drivers(graph, counts), fan_in, "fan_in")
+    if out_most is not None:
+        counts = {name: _most_out_of(graph, name, mask) for name, mask in reading.items()}
+        out_of = _divided(counts, _readers(graph, counts), out_most, "fan_out")
+    return {name: (into.get(name), out_of.get(name)) for name in on_chip}
+
+
+def _divided(counts: Mapping[str, int], groups: list[tuple[str, ...]], most: int, limit: str) -> dict[str, int]:
+    shares = dict.fromkeys(counts, most)
+    for group in groups:
+        total = sum(counts[name] for name in group)
+        if len(group) == 1 or total <= most:
             continue
-        if fan_in is not None and int(mask.reshape(len(mask), -1).sum(1).max()) > fan_in:
-            return False
-        if out_most is not None and behind_neurons(graph, name):
-            reached = fan_out(graph.weighted[name], graph.shapes[graph.sources(name)[0]], mask)
-            if float(reached.max()) > out_most:
-                return False
-    return True
+        if len(group) > most:
+            raise BudgetError(
+                f"{limit}: {len(group)} layers {list(group)} share neurons that may have {most} synapses; "
+                "remove a path, or choose another chip"
+            )
+        for name in group:  # one synapse each, and of the rest what is proportional
+            shares[name] = min(shares[name], 1 + (most - len(group)) * counts[name] // total)
+    return shares
+
+
+def _drivers(graph: SpikingGraph, names: Collection[str]) -> list[tuple[str, ...]]:
+    """Return the weighted nodes that drive neurons together; one that drives none stands alone."""
+    driven = {name: driven_neurons(graph, name) for name in names}
+    together = [tuple(name for name in names if neuron in driven[name]) for neuron in graph.nodes]
+    return [group for group in together if group] + [(name,) for name in names if not driven[name]]
+
+
+def _readers(graph: SpikingGraph, names: Collection[str]) -> list[tuple[str, ...]]:
+    """Return the weighted nodes that read the same neurons."""
+    read = {name: _read_neurons(graph, name) for name in names}
+    together = [tuple(name for name in names if neuron in read[name]) for neuron in graph.nodes]
+    return [group for group in together if group]
+
+
+def _most_into(mask: np.ndarray) -> int:
+    """Synapses into the output that has most."""
+    return int(np.count_nonzero(mask.reshape(len(mask), -1), axis=1).max())
+
+
+def _most_out_of(graph: SpikingGraph, name: str, mask: np.ndarray) -> int:
+    """Synapses out of the input that has most."""
+    return round(float(fan_out(graph.weighted[name], graph.shapes[graph.sources(name)[0]], mask).max()))
 
 
 def behind_neurons(graph: SpikingGraph, name: str) -> bool:
     """True if what a layer reads comes from neurons, not from the input."""
-    return any(
-        isinstance(graph.nodes[source], NEURON) or behind_neurons(graph, source) for source in graph.sources(name)
-    )
+    return bool(_read_neurons(graph, name, through_weights=True))
+
+
+def _read_neurons(graph: SpikingGraph, name: str, *, through_weights: bool = False) -> set[str]:
+    """Return the neurons a node reads through nodes without memory and delays, or also through other weights."""
+    waiting, seen = [name], {name}
+    found: set[str] = set()
+    while waiting:
+        for source in graph.sources(waiting.pop()):
+            if isinstance(graph.nodes[source], NEURON):
+                found.add(source)
+            elif source not in seen and (through_weights or not isinstance(graph.nodes[source], WEIGHTED)):
+                seen.add(source)
+                waiting.append(source)
+    return found
 
 
 def allowed_by_fans(node: Weighted, keys: np.ndarray, fan_in: int | None, fan_out: int | None) -> np.ndarray | None:

@@ -39,6 +39,7 @@ from slamp.shapes import output_shape
 
 NodeT = TypeVar("NodeT", bound=Node)
 FORMAT = "slamp-graph-1"
+MAX_STEPS = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,6 +299,9 @@ def _check_numbers(graph: SpikingGraph) -> None:
             if isinstance(node, Delay) and not bool(((array >= 0) & (array % 1 == 0)).all()):
                 held = f"{key} holds {array.min():g} to {array.max():g}"
                 raise GraphError(f"{name}: {held}; allowed are whole steps, 0 or more")
+            if key == "refractory_steps" and not bool(((array >= 0) & (array % 1 == 0) & (array <= MAX_STEPS)).all()):
+                held = f"{key} holds {array.min():g} to {array.max():g}"
+                raise GraphError(f"{name}: {held}; allowed are whole steps, 0 to 2^24, which float32 counts exactly")
             if key.startswith("decay") and not bool(((array >= 0) & (array <= 1)).all()):
                 worst = float(array.max() if array.max() > 1 else array.min())
                 raise GraphError(

@@ -75,9 +75,22 @@ class Masks:
 
     @property
     def density(self) -> float:
-        """Share of weights that stay."""
-        kept = sum(int(np.count_nonzero(array)) for array in self.arrays.values())
-        return kept / sum(array.size for array in self.arrays.values())
+        """Share of weights that stay, those of a shared parameter counted once."""
+        return self.kept / self.size
+
+    @property
+    def kept(self) -> int:
+        """Number of weights that stay, those of a shared parameter counted once."""
+        return sum(int(np.count_nonzero(array)) for array in self._own())
+
+    @property
+    def size(self) -> int:
+        """Number of weights, those of a shared parameter counted once."""
+        return sum(array.size for array in self._own())
+
+    def _own(self) -> list[np.ndarray]:
+        """The mask of every parameter, once."""
+        return list({self.parameters.get(name, f"/{name}"): array for name, array in self.arrays.items()}.values())
 
     @cached_property
     def hash(self) -> str:

@@ -19,6 +19,7 @@ from slamp.masks import make_masks
 from slamp.raster import SpikeRaster
 from slamp.recover import recover
 from slamp.score import resolve_method, score
+from slamp.shared import live_count, weight_count
 from slamp.simulate import predictions, simulate
 from slamp.taps import connections, weighted_sum
 
@@ -31,8 +32,9 @@ class Accounts:
     """Cost and accuracy of one network.
 
     Attributes:
-        weights: Weights of all layers of the network as it was, zeros included: what a density is a share of.
-        synapses: Weights that are not zero.
+        weights: Weights of all parameters of the network as it was, zeros included: what a density is a share of.
+        kept: Weights of all parameters that are not zero.
+        synapses: Weights that are not zero, by weighted node; a parameter of several uses counts for each.
         connections: Unrolled connections that are not zero.
         activity: Activity on the calibration sample, spikes exactly those of the reference.
         held_out: The same on the held-out sample.
@@ -40,6 +42,7 @@ class Accounts:
     """
 
     weights: int
+    kept: int
     synapses: Mapping[str, int]
     connections: Mapping[str, int]
     activity: Activity
@@ -49,7 +52,7 @@ class Accounts:
     @property
     def density(self) -> float:
         """Share of weights that are not zero."""
-        return sum(self.synapses.values()) / self.weights
+        return self.kept / self.weights
 
 
 def account(
@@ -80,7 +83,8 @@ def account(
     if metric is None and held_out.labels is not None:
         found = accuracy(graph, held_out, readout=readout)
     return Accounts(
-        weights=weights or sum(mask.size for mask in kept.values()),
+        weights=weights or weight_count(graph),
+        kept=live_count(graph),
         synapses={name: int(np.count_nonzero(mask)) for name, mask in kept.items()},
         connections=unrolled,
         activity=calibrate(graph, raster.batches(BATCH), fold=False),
@@ -120,7 +124,7 @@ def densities_curve(
     generator = np.random.default_rng([seed, 1 << 17])
     scores = score(graph, activity, chosen, readout=readout, raster=raster, generator=generator)
     points = [(1.0, accuracy(graph, held_out, readout=readout))]
-    least = len(graph.weighted) / sum(node.weight.size for node in graph.weighted.values())
+    least = len(scores.layers) / sum(scores.sizes.values())
     for density in CURVE:
         if density < least:
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -246,6 +246,44 @@ class CubaLIF:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class LIFRefrac:
+    """`CubaLIF` with an absolute refractory period. Starts at ``v = v_leak, i = 0, rho = 0``.
+
+    One step: ``i += x``; ``u = v + decay_mem * ((v_leak - v) + i)``; ``i -= decay_syn * i``. While ``rho > 0`` the
+    neuron is refractory: ``v`` is held, it does not spike, and ``rho -= 1``. Otherwise ``v = u``; ``s = v >
+    v_threshold``; a spike sets ``v = v_reset`` and ``rho = refractory_steps``, whole numbers of steps from 0 on.
+    Several edges are added to ``i`` one by one. Norse: ``LIFRefracCell`` (`norse/torch/functional/lif_refrac.py`).
+    """
+
+    decay_syn: np.ndarray
+    decay_mem: np.ndarray
+    v_leak: np.ndarray
+    v_threshold: np.ndarray
+    v_reset: np.ndarray
+    refractory_steps: np.ndarray
+    reset: ClassVar[Reset] = "value"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LSNN:
+    """`CubaLIF` whose threshold ``b`` rises with every spike. Starts at ``v = v_leak, i = 0, b = v_threshold``.
+
+    One step: ``v += decay_mem * ((v_leak - v) + i)``; ``i -= decay_syn * i``; ``b += decay_adapt * (v_threshold - b)``;
+    ``s = v > b``; a spike sets ``v = v_reset`` and ``b += beta``; ``i += x``. So the membrane sees an input one step
+    after it came. Several edges are added to ``i`` one by one. Norse: ``LSNNCell`` (`norse/torch/functional/lsnn.py`).
+    """
+
+    decay_syn: np.ndarray
+    decay_mem: np.ndarray
+    decay_adapt: np.ndarray
+    v_leak: np.ndarray
+    v_threshold: np.ndarray
+    v_reset: np.ndarray
+    beta: np.ndarray
+    reset: ClassVar[Reset] = "value"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class LI:
     """Leaky integrator readout. One step: ``v += decay_mem * ((v_leak - v) + x)``; output ``v``. Norse: ``LIBoxCell``.
 
@@ -266,7 +304,7 @@ class CubaLI:
 
 
 Weighted = Linear | Affine | Conv1d | Conv2d
-Spiking = IF | LIF | CubaLIF
+Spiking = IF | LIF | CubaLIF | LIFRefrac | LSNN
 Readout = LI | CubaLI
 Neuron = Spiking | Readout
 Pool = SumPool2d | AvgPool2d
@@ -274,9 +312,11 @@ Wiring = Flatten | Reshape | Permute | Take | Place | Upsample2d | Pad
 Node = Input | Output | Weighted | Pool | MaxPool2d | AdaptiveAvgPool2d | Wiring | Sum | Delay | Scale | Neuron
 
 WEIGHTED = (Linear, Affine, Conv1d, Conv2d)
-SPIKING = (IF, LIF, CubaLIF)
+SPIKING = (IF, LIF, CubaLIF, LIFRefrac, LSNN)
 READOUT = (LI, CubaLI)
 NEURON = (*SPIKING, *READOUT)
+SYNAPTIC = (CubaLIF, LIFRefrac, LSNN, CubaLI)  # neurons with a synaptic current
+SECOND_TIER = (LIFRefrac, LSNN)  # simulated, scored and pruned; no target runs them
 # They move values or repeat them; but for a Pad of another value than 0, nothing new comes in.
 WIRING = (Flatten, Reshape, Permute, Take, Place, Upsample2d, Pad)
 POOLS = (SumPool2d, AvgPool2d, MaxPool2d, AdaptiveAvgPool2d)

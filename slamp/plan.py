@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from types import MappingProxyType
 
 import numpy as np
@@ -36,7 +36,8 @@ class Plan:
 
     Attributes:
         method: Method of the scores.
-        keep: Number of weights kept per layer, at least one each: the largest by score.
+        keep: Number of weights kept per layer, at least one each: the largest by score. A parameter that several nodes
+            share is one layer, named by the first of them.
         sizes: Number of weights per layer.
         usage: (used, limit) of every budget asked, in its own unit; "sparsity" is accounted as "density".
         multipliers: ``lambda`` of every budget: what one more unit of it would gain.
@@ -93,8 +94,9 @@ def step_loads(scores: Scores) -> np.ndarray:
     """Return the mean SOPs of one weight of each layer in each step, float64, shape (steps, layers)."""
     if scores.activity is None:
         raise BudgetError(f"{STEP}: the scores carry no activity to predict it from; calibrate, and score with it")
+    layers = scores.activity.layers
     rows = [
-        scores.activity.layers[name].events / size * scores.activity.layers[name].from_spikes
+        reduce(np.add, [layers[use].events / size * layers[use].from_spikes for use in scores.uses[name]])
         for name, size in scores.sizes.items()
     ]
     return np.array(rows).T

@@ -15,6 +15,7 @@ from slamp.prune_channels import prune_channels
 from slamp.prune_weights import Pruned, Pruning, Round, Schedule, prune_weights
 from slamp.raster import SpikeRaster
 from slamp.score import resolve_method
+from slamp.shared import weight_count
 from slamp.spend import other_budgets_hold
 
 __all__ = ["Pruned", "Pruning", "Round", "Schedule", "prune"]
@@ -78,10 +79,7 @@ def _of_smaller(budget: Budget, net: torch.nn.Module, small: torch.nn.Module, ra
     """Return the budget with a density, which is a share of the whole network, as a share of the smaller one."""
     if budget.density is None and budget.sparsity is None:
         return budget
-    total, left = (
-        sum(node.weight.size for node in read_graph(each, raster.features, raster.dt)[0].weighted.values())
-        for each in (net, small)
-    )
+    total, left = (weight_count(read_graph(each, raster.features, raster.dt)[0]) for each in (net, small))
     share = budget.density if budget.density is not None else 1 - float(budget.sparsity or 0.0)
     given = {name: value for name, value in budget.given.items() if name not in ("density", "sparsity")}
     given["density"] = min(1.0, share * total / left)

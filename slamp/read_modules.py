@@ -9,21 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from norse.torch import IAFCell, LIBoxCell, LICell, LIFBoxCell, LIFCell
-from norse.torch.functional.reset import reset_subtract, reset_value
 from torch.nn.utils.prune import BasePruningMethod
 
 from slamp.errors import UnsupportedModuleError
 from slamp.nodes import (
-    IF,
-    LI,
-    LIF,
     Affine,
     AvgPool2d,
     Conv1d,
     Conv2d,
-    CubaLI,
-    CubaLIF,
     Flatten,
     Linear,
     Node,
@@ -31,26 +24,19 @@ from slamp.nodes import (
     Shape,
     SumPool2d,
     frozen_array,
-    per_neuron,
 )
+from slamp.read_neurons import KINDS, NEURON_ADVICE, check_neuron
 
-# "adjoint" is accepted by norse 1.1.0 when a cell is made, but its threshold then refuses to run.
-DETERMINISTIC_SPIKE_METHODS = ("heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
 VANISHING = (torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.AlphaDropout)
 # What to write instead of modules people are likely to try.
 ADVICE = {
     "MaxPool2d": "use torch.nn.LPPool2d(1, k) (sum pooling) or AvgPool2d",
     "ReLU": "behind spikes it does nothing, so drop it there; on currents use a neuron, such as LIFCell, in its place",
-    "LIF": "use LIFCell in a SequentialState and loop over time outside",
-    "LI": "use LICell and loop over time outside",
-    "IAF": "use IAFCell and loop over time outside",
     "Lift": "use the lifted module itself and loop over time outside",
-    "LIFRecurrentCell": "recurrence is not captured yet; use LIFCell",
     "LILinearCell": "use Linear(bias=False) followed by LICell",
-    "LIFAdExCell": "use LIFCell",
-    "IzhikevichCell": "use LIFCell",
-    "CobaLIFCell": "use LIFCell",
+    **NEURON_ADVICE,
 }
+CELLS = {kind: cell for kind, cell in KINDS.items() if not cell.over_time and not cell.weights}
 
 
 def read_module(module: torch.nn.Module, shape: Shape, *, where: str, dt: float | None) -> Node | None:
@@ -105,18 +91,32 @@ def check_options(module: torch.nn.Module, *, where: str, dt: float | None) -> N
         case torch.nn.BatchNorm1d() | torch.nn.BatchNorm2d():
             if module.running_mean is None or module.running_var is None:
                 raise site.refuse("batch normalization without running statistics", "use track_running_stats=True")
-        case IAFCell() | LIFBoxCell() | LIFCell() | LIBoxCell() | LICell():
-            _check_neuron(module, site, dt)
+        case _ if type(module) in CELLS:
+            check_neuron(module, where=where, dt=dt)
 
 
 def unsupported(module: torch.nn.Module, where: str) -> UnsupportedModuleError:
     """Return the error for a module of a type that is not captured."""
     name = type(module).__name__
-    advice = ADVICE.get(name, "replace it by one of those")
+    advice = ADVICE.get(name) or _advice_on_neurons(type(module)) or "replace it by one of those"
     return UnsupportedModuleError(
         f"{where}: {type(module).__module__}.{name} is not captured; "
         f"allowed are SequentialState, {', '.join(sorted(kind.__name__ for kind in (*READERS, *VANISHING)))}; {advice}"
     )
+
+
+def _advice_on_neurons(kind: type[torch.nn.Module]) -> str:
+    """Say what to write instead of neurons that are known, but not yet where they hold weights or run over time."""
+    if kind not in KINDS:
+        return ""
+    if KINDS[kind].recurrent:
+        return "recurrence is not captured yet; use the cell without recurrence"
+    cell = next(cell for cell in CELLS if CELLS[cell].read is KINDS[kind].read)
+    return f"use {cell.__name__} in a SequentialState and loop over time outside"
+
+
+def _neuron(module: torch.nn.Module, site: Site) -> Node:
+    return KINDS[type(module)].read(module, site.shape, site.path)
 
 
 @dataclass(frozen=True)
@@ -225,84 +225,6 @@ def _batch_norm(module: torch.nn.BatchNorm1d | torch.nn.BatchNorm2d, site: Site)
     return Scale(_array(scale.reshape(-1)), _array(shift.reshape(-1)))
 
 
-def _iaf(module: IAFCell, site: Site) -> Node:
-    p, shape, where = module.p, site.shape, site.path
-    return IF(_number(p.v_th, shape, where), _number(p.v_reset, shape, where))
-
-
-def _lif_box(module: LIFBoxCell, site: Site) -> Node:
-    p, shape, where = module.p, site.shape, site.path
-    return LIF(
-        decay_mem=_number(_decay(module.dt, p.tau_mem_inv), shape, where),
-        v_leak=_number(p.v_leak, shape, where),
-        v_threshold=_number(p.v_th, shape, where),
-        v_reset=_number(p.v_reset, shape, where),
-        reset="value" if p.reset_method is reset_value else "subtract",
-    )
-
-
-def _lif(module: LIFCell, site: Site) -> Node:
-    p, shape, where = module.p, site.shape, site.path
-    return CubaLIF(
-        decay_syn=_number(_decay(module.dt, p.tau_syn_inv), shape, where),
-        decay_mem=_number(_decay(module.dt, p.tau_mem_inv), shape, where),
-        v_leak=_number(p.v_leak, shape, where),
-        v_threshold=_number(p.v_th, shape, where),
-        v_reset=_number(p.v_reset, shape, where),
-    )
-
-
-def _li_box(module: LIBoxCell, site: Site) -> Node:
-    decay = _number(_decay(module.dt, module.p.tau_mem_inv), site.shape, site.path)
-    return LI(decay, _number(module.p.v_leak, site.shape, site.path))
-
-
-def _li(module: LICell, site: Site) -> Node:
-    p, shape, where = module.p, site.shape, site.path
-    return CubaLI(
-        decay_syn=_number(_decay(module.dt, p.tau_syn_inv), shape, where),
-        decay_mem=_number(_decay(module.dt, p.tau_mem_inv), shape, where),
-        v_leak=_number(p.v_leak, shape, where),
-    )
-
-
-def _check_neuron(module: Any, site: Site, dt: float | None) -> None:
-    method = getattr(module.p, "method", "heaviside")
-    if method not in DETERMINISTIC_SPIKE_METHODS:
-        raise site.refuse(
-            f"spike method {method!r} is probabilistic or unknown",
-            f"allowed are {', '.join(DETERMINISTIC_SPIKE_METHODS)}",
-        )
-    if dt is not None and dt != module.dt:
-        raise site.refuse(
-            f"dt is {float(module.dt)!r} s, the neurons before it have {float(dt)!r} s",
-            "use one dt in the whole network",
-        )
-    if isinstance(module, LIFBoxCell) and module.p.reset_method not in (reset_value, reset_subtract):
-        raise site.refuse(
-            f"reset_method {module.p.reset_method!r}", "allowed are norse's reset_value and reset_subtract"
-        )
-    start = {IAFCell: "v_reset", LIFBoxCell: "v_leak", LIBoxCell: "v_leak", LICell: "v_leak"}.get(type(module), "")
-    if start and not isinstance(getattr(module.p, start), torch.Tensor):
-        value = getattr(module.p, start)
-        raise site.refuse(
-            f"{start} is the plain number {value!r}, which norse cannot run", f"use torch.tensor({value!r})"
-        )
-    for name, value in zip(module.p._fields, module.p, strict=True):
-        if isinstance(value, torch.Tensor) and value.ndim > 0 and value.dtype != torch.float32 and name != "alpha":
-            raise site.refuse(f"{name} is {value.dtype}", "allowed is float32")
-
-
-def _decay(dt: float, tau_inv: torch.Tensor | float) -> torch.Tensor:
-    return torch.as_tensor(dt * tau_inv).detach()
-
-
-def _number(value: torch.Tensor | float, shape: Shape, where: str) -> np.ndarray:
-    array = torch.as_tensor(value).detach().to("cpu", torch.float32).numpy()
-    trimmed = array.reshape(array.shape[1:]) if array.ndim == len(shape) + 1 and array.shape[0] == 1 else array
-    return per_neuron(trimmed, shape, where=where)
-
-
 def _array(tensor: torch.Tensor) -> np.ndarray:
     return frozen_array(tensor.detach().cpu().numpy())
 
@@ -321,9 +243,5 @@ READERS: dict[type[torch.nn.Module], Callable[[Any, Site], Node | None]] = {
     torch.nn.Flatten: _flatten,
     torch.nn.BatchNorm1d: _batch_norm,
     torch.nn.BatchNorm2d: _batch_norm,
-    IAFCell: _iaf,
-    LIFBoxCell: _lif_box,
-    LIFCell: _lif,
-    LIBoxCell: _li_box,
-    LICell: _li,
+    **dict.fromkeys(CELLS, _neuron),
 }

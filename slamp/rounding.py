@@ -32,6 +32,7 @@ from slamp.nodes import (
     IF,
     LIF,
     NEURON,
+    SECOND_TIER,
     SPIKING,
     WIRING,
     AdaptiveAvgPool2d,
@@ -92,12 +93,16 @@ def membrane_bound(graph: SpikingGraph, layer: str, inputs: SpikeRaster, spikes:
         spikes: Spikes by layer, bool (time, batch, *neurons), of every spiking layer upstream and of ``layer`` itself.
 
     Raises:
-        GraphError: ``layer`` is not a layer of neurons, or the spikes of a layer it needs are not given.
+        GraphError: ``layer`` is not a layer of neurons, or of a kind no target runs, or the spikes of a layer it needs
+            are not given.
         RasterError: ``inputs`` does not fit the graph.
     """
     if not isinstance(graph.nodes.get(layer), NEURON):
         allowed = [name for name in graph.order if isinstance(graph.nodes[name], NEURON)]
         raise GraphError(f"{layer}: not a layer of neurons; allowed are {allowed}")
+    if isinstance(graph.nodes[layer], SECOND_TIER):
+        kind = type(graph.nodes[layer]).__name__
+        raise GraphError(f"{layer}: no rounding bound is known for {kind}, which no target runs; use LIFCell")
     check_raster(graph, inputs)
     return _evaluated(graph, layer, inputs, spikes)
 

@@ -7,10 +7,10 @@ weight, by which a layer is sorted once, and a falling curve of the rank (`slamp
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial, reduce
 from types import MappingProxyType
 
 import numpy as np
@@ -20,9 +20,10 @@ from slamp.budget import Budget
 from slamp.curves import Curve, EnergyCurve, MagnitudeCurve, RankedKeys, ShareCurve
 from slamp.errors import ScoreError
 from slamp.graph import SpikingGraph
-from slamp.nodes import Conv1d, Conv2d, Delay, Weighted
+from slamp.nodes import Conv1d, Conv2d, Weighted
 from slamp.raster import SpikeRaster
-from slamp.temporal import alignment, bound_factor, importance, measured_sensitivity, omega, single_step_importance
+from slamp.shared import uses_of
+from slamp.temporal import importance, joint_alignment, joint_bound, measured_sensitivity, omega, single_step_importance
 
 FROM_ACTIVITY = ("slamp", "slamp-activity", "slamp-bound")
 COST_BLIND = ("global-magnitude", "uniform", "uniform-plus", "erk", "random")
@@ -65,13 +66,14 @@ class Scores:
     """Scores of all weights of a graph. ``scores[name]`` is the float64 array of one layer, made when asked for.
 
     The keys are the only copy of the weights it holds. They are sorted as far as they are asked for, so one `Scores` is
-    not for several threads at once.
+    not for several threads at once. A parameter that several nodes share is one layer, named by the first of them;
+    ``scores[name]`` is the same for all of them.
 
     Attributes:
         method: Name of the method, one of `METHODS`.
         graph: What was scored.
         activity: What it was scored with, and the source of SOP costs; None if none was given.
-        layers: `LayerScores` by weighted node, in computing order.
+        layers: `LayerScores` by weighted node, in computing order; of nodes that share a parameter the first.
     """
 
     method: str
@@ -84,12 +86,23 @@ class Scores:
 
         Zero weights score 0, the largest +inf (under the LAMP-like methods); of equal keys the lower flat index leads.
         """
-        layer = self.layers[name]
+        layer = self.layer(name)
         shape = self.graph.weighted[name].weight.shape
         order = np.argsort(-self.keys(name), kind="stable")[: layer.curve.live]
         scores = np.zeros(layer.size)
         scores[order] = layer.curve.values()
         return scores.reshape(shape)
+
+    @cached_property
+    def uses(self) -> dict[str, tuple[str, ...]]:
+        """The weighted nodes that each layer is the weight of, see `slamp.shared`."""
+        return uses_of(self.graph)
+
+    def layer(self, name: str) -> LayerScores:
+        """Return the scores of the weight of any weighted node."""
+        if name in self.layers:
+            return self.layers[name]
+        return self.layers[next((first for first, names in self.uses.items() if name in names), name)]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -108,7 +121,7 @@ class Scores:
 
     def largest(self, name: str, n: int) -> np.ndarray:
         """Return the mask that keeps the n largest weights of a layer, bool; of equals the lower flat index."""
-        keys, least = self.keys(name), self.layers[name].ranked.nth(n)
+        keys, least = self.keys(name), self.layer(name).ranked.nth(n)
         mask: np.ndarray = keys >= least
         surplus = int(np.count_nonzero(mask)) - n
         if surplus:
@@ -117,7 +130,7 @@ class Scores:
 
     def keys(self, name: str) -> np.ndarray:
         """Return the keys of one layer in the order of its weights, float32, shape (size,), made when asked for."""
-        layer = self.layers[name]
+        layer = self.layer(name)
         keys = _keys(self.graph.weighted[name], layer.gain, layer.seed)
         if layer.allowed is not None:
             keys *= layer.allowed
@@ -125,7 +138,7 @@ class Scores:
 
     def key_pieces(self, name: str, piece: int) -> Iterator[np.ndarray]:
         """Yield the same in runs of about ``piece`` keys, whole outputs each, shape (outputs, fan_in)."""
-        layer, weight = self.layers[name], self.graph.weighted[name].weight
+        layer, weight = self.layer(name), self.graph.weighted[name].weight
         fan_in = weight[0].size
         if layer.seed is not None or layer.gain is not None or layer.allowed is not None:
             yield self.keys(name).reshape(-1, fan_in)
@@ -148,6 +161,10 @@ def score(
 ) -> Scores:
     """Score every weight of a graph.
 
+    A parameter that several weighted nodes share is scored once, for all its uses: its magnitudes count once, the
+    energies of what the uses read add up, and its temporal factor is that of the uses' distortions added up
+    (`slamp.temporal.joint_alignment`).
+
     Args:
         graph: The network.
         activity: What `calibrate` measured on it; methods without data need it only for a later SOP budget.
@@ -159,23 +176,23 @@ def score(
 
     Raises:
         ScoreError: Unknown method or readout, missing or foreign activity, missing raster or generator, all-zero layer.
+        GraphError: Uses of one parameter hold different weights.
     """
     if method == "auto":
         if budget is None:
             raise ScoreError('score: method "auto" depends on the budget; give budget=, or name a method')
         method = resolve_method(method, budget)
-    if delays := [name for name, node in graph.nodes.items() if isinstance(node, Delay)]:
-        raise ScoreError(f"{delays[0]}: is a Delay; weights of graphs with delays or recurrence are not scored yet")
     _check(graph, activity, method, raster, generator)
-    factors = _factors(graph, activity, method, readout, raster)
+    uses = uses_of(graph)
+    factors = _factors(graph, uses, activity, method, readout, raster)
     seed = None if method != "random" or generator is None else int(generator.integers(2**63))
-    sort = partial(_sorted_layer, activity=activity, method=method, factors=factors, seed=seed)
-    items = list(enumerate(graph.weighted.items()))
+    sort = partial(_sorted_layer, uses=uses, activity=activity, method=method, factors=factors, seed=seed)
+    items = [(index, pair) for index, pair in enumerate(graph.weighted.items()) if pair[0] in uses]
     # Largest first, so that the threads end together; NumPy's sort releases the lock. The result has no order to lose.
     items.sort(key=lambda item: -item[1][1].weight.size)
     with ThreadPoolExecutor(max_workers=min(len(items), os.cpu_count() or 1)) as pool:
         done = dict(pool.map(sort, items))
-    layers = {name: _with_minimum(graph, name, done[name], method) for name in graph.weighted}
+    layers = {name: _with_minimum(graph, names, done[name], method) for name, names in uses.items()}
     return Scores(method, graph, activity, MappingProxyType(layers))
 
 
@@ -215,19 +232,25 @@ def _check(
 
 
 def _factors(
-    graph: SpikingGraph, activity: Activity | None, method: str, readout: str, raster: SpikeRaster | None
+    graph: SpikingGraph,
+    uses: Mapping[str, Sequence[str]],
+    activity: Activity | None,
+    method: str,
+    readout: str,
+    raster: SpikeRaster | None,
 ) -> dict[str, float]:
     if method == "slamp-measured" and raster is not None:
         return {name: value**2 for name, value in measured_sensitivity(graph, raster, readout).items()}
     if method not in FROM_ACTIVITY or activity is None:
-        return dict.fromkeys(graph.weighted, 1.0)
+        return dict.fromkeys(uses, 1.0)
     weights = omega(readout, activity.steps, activity)
     alphas = importance(graph, activity, weights)
     inputs = {name: np.sqrt(activity.layers[name].energy) for name in alphas}
+    pairs = {name: [(alphas[use], inputs[use]) for use in names] for name, names in uses.items()}
     if method != "slamp-bound":
-        return {name: alignment(alpha, inputs[name]) ** 2 for name, alpha in alphas.items()}
+        return {name: joint_alignment(found) ** 2 for name, found in pairs.items()}
     single = single_step_importance(graph, activity, weights)
-    gammas = {name: bound_factor(alpha, inputs[name], single[name]) for name, alpha in alphas.items()}
+    gammas = {name: joint_bound(found, [single[use] for use in uses[name]]) for name, found in pairs.items()}
     return _capped(gammas)
 
 
@@ -242,6 +265,7 @@ def _capped(gammas: dict[str, float]) -> dict[str, float]:
 def _sorted_layer(
     item: tuple[int, tuple[str, Weighted]],
     *,
+    uses: Mapping[str, Sequence[str]],
     activity: Activity | None,
     method: str,
     factors: dict[str, float],
@@ -250,7 +274,7 @@ def _sorted_layer(
     index, (name, node) = item
     gain = None
     if method == "slamp-activity" and activity is not None:
-        energy = activity.layers[name].trace_energy
+        energy = reduce(np.add, [activity.layers[use].trace_energy for use in uses[name]])
         gain = (energy ** (ACTIVITY_POWER / 2)).astype(np.float32).reshape(energy.shape[0], 1, -1)
     seeds = None if seed is None else (seed, index)
     keys = _keys(node, gain, seeds)
@@ -287,15 +311,15 @@ def curve_of(node: Weighted, ranked: RankedKeys, method: str, factor: float) -> 
     return EnergyCurve(ranked, factor)
 
 
-def _with_minimum(graph: SpikingGraph, name: str, layer: LayerScores, method: str) -> LayerScores:
+def _with_minimum(graph: SpikingGraph, uses: Sequence[str], layer: LayerScores, method: str) -> LayerScores:
     """Uniform+ of the LAMP protocol: a first convolution stays dense, a last fully connected layer keeps a fifth."""
     if method != "uniform-plus":
         return layer
     names = list(graph.weighted)
-    convolution = isinstance(graph.weighted[name], (Conv1d, Conv2d))
-    if name == names[0] and convolution:
+    convolution = isinstance(graph.weighted[uses[0]], (Conv1d, Conv2d))
+    if names[0] in uses and convolution:
         minimum = layer.curve.live
-    elif name == names[-1] and not convolution:
+    elif names[-1] in uses and not convolution:
         minimum = min(layer.curve.live, round(LAST_LAYER_SHARE * layer.size))
     else:
         minimum = 1

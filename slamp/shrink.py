@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -129,20 +129,29 @@ def _cut_per_channel(module: torch.nn.Module, keep: np.ndarray, axes: int, path:
                 setattr(module, name, _cut(tensor, keep, 0, path))
                 module.num_features = getattr(module, name).shape[0]
     elif isinstance(module, SNNCell):
-        # Parameters broadcast to (batch, *neurons): the first axis of the neurons is the axes-th from the end.
-        spread = {
-            name: value
-            for name, value in module.p._asdict().items()
-            if isinstance(value, torch.Tensor) and value.ndim >= axes and value.shape[value.ndim - axes] > 1
-        }
-        cut = {name: _cut(value, keep, value.ndim - axes, path) for name, value in spread.items()}
-        module.p = module.p._replace(**cut)
+        module.p = _cut_parameters(module.p, keep, axes, path)
+
+
+def _cut_parameters(p: Any, keep: np.ndarray, axes: int, path: str) -> Any:
+    """Cut parameters that broadcast to (batch, *neurons): the first axis of the neurons is the axes-th from the end."""
+    cut = {}
+    for name, value in p._asdict().items():
+        if isinstance(value, tuple):  # those of the LIF inside another neuron
+            cut[name] = _cut_parameters(value, keep, axes, path)
+        elif isinstance(value, torch.Tensor) and value.ndim >= axes and value.shape[value.ndim - axes] > 1:
+            cut[name] = _cut(value, keep, value.ndim - axes, path)
+    return p._replace(**cut)
 
 
 def _holds_per_channel(module: torch.nn.Module) -> bool:
-    if isinstance(module, SNNCell):
-        return any(isinstance(value, torch.Tensor) and value.numel() > 1 for value in module.p)
-    return isinstance(module, NORMALIZATIONS)
+    return isinstance(module, NORMALIZATIONS) or (isinstance(module, SNNCell) and _spread(module.p))
+
+
+def _spread(p: Any) -> bool:
+    """Say whether neurons differ in a parameter."""
+    tensors = [value for value in p if isinstance(value, torch.Tensor)]
+    inner = [value for value in p if isinstance(value, tuple)]
+    return any(tensor.numel() > 1 for tensor in tensors) or any(_spread(value) for value in inner)
 
 
 def _alike(one: tuple[np.ndarray, int], other: tuple[np.ndarray, int]) -> bool:

@@ -105,7 +105,7 @@ def stepped(
     masks, use, size = masks_of(net, raster), measured_use(net, raster, budget), 1
     adding = spent(use, budget) < SPENT
     waiting = _by_worth(scores, masks, adding=adding)
-    allowance = max(STEP_WEIGHTS, sum(int(np.count_nonzero(mask)) for _, mask in masks.items()) // 10)
+    allowance = max(STEP_WEIGHTS, masks.kept // 10)
     with ticker("moving single weights", STEPS, shown=progress, unit="trials") as advance:
         for _ in range(STEPS):
             advance(1)
@@ -114,7 +114,8 @@ def stepped(
                 break
             arrays = {name: np.array(mask) for name, mask in masks.items()}
             for name, index in chosen:
-                arrays[name].reshape(-1)[index] = adding
+                for node in scores.uses[name]:
+                    arrays[node].reshape(-1)[index] = adding
             moved = Masks(arrays, masks.parameters)
             trial = merged(donor, net, moved)
             found = measured_use(trial, raster, budget)
@@ -155,7 +156,7 @@ def _by_worth(scores: Scores, masks: Masks, *, adding: bool) -> list[tuple[str, 
         index = np.flatnonzero(movable)
         cost = 1.0
         if scores.activity is not None and not scores.cost_blind:
-            cost = float(scores.activity.layers[name].tap_events.mean()) or 1.0
+            cost = sum(float(scores.activity.layers[use].tap_events.mean()) for use in scores.uses[name]) or 1.0
         worth.append(found[index] / cost)
         names += [name] * len(index)
         indices.append(index)
@@ -171,8 +172,7 @@ def other_budgets_hold(graph: SpikingGraph, activity: Activity | None, masks: Ma
     The activity says only which layers have analog input and stay on the host.
     """
     profile = budget.profile
-    total = sum(array.size for _, array in masks.items())
-    count = sum(int(np.count_nonzero(array)) for _, array in masks.items())
+    total, count = masks.size, masks.kept
     if budget.density is not None and count / total > budget.density:
         return False
     if budget.sparsity is not None and (total - count) / total < budget.sparsity:

@@ -18,7 +18,9 @@ from norse.torch import (
     LIFBoxParameters,
     LIFCell,
     LIFParameters,
+    LIFRefracCell,
     LIParameters,
+    LSNNCell,
     SequentialState,
 )
 from norse.torch.functional.reset import reset_subtract, reset_value
@@ -30,7 +32,7 @@ from slamp.simulate import Recording
 
 DT = 1e-3
 LOWEST, HIGHEST = 0.005, 0.5  # share of cells a spiking layer must fill to be evidence
-SPIKING_CELLS = (IAFCell, LIFBoxCell, LIFCell)
+SPIKING_CELLS = (IAFCell, LIFBoxCell, LIFCell, LIFRefracCell, LSNNCell)
 WEIGHTED_MODULES = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d)
 NORMALIZATIONS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
 

@@ -455,7 +455,7 @@ REFUSED: dict[str, tuple[Callable[[], list[torch.nn.Module]], tuple[int, ...], s
     "lstm": (lambda: [torch.nn.LSTM(4, 3), box()], DENSE_4, "0: .*LSTM is not captured"),
     "rnn": (lambda: [torch.nn.RNN(4, 3), box()], DENSE_4, "0: .*RNN is not captured"),
     "recurrent": (lambda: [norse.LIFRecurrentCell(4, 3)], DENSE_4, "0: .*LIFRecurrentCell.*recurrence is not captured"),
-    "adaptive": (lambda: [Linear(4, 3), norse.LIFAdExCell()], DENSE_4, "1: .*LIFAdExCell is not captured.*use LIFCell"),
+    "adaptive": (lambda: [Linear(4, 3), norse.LIFAdExCell()], DENSE_4, "1: .*LIFAdExCell is not captured.*LSNNCell"),
     "over_time": (lambda: [Linear(4, 3), norse.LIF()], DENSE_4, "1: .*LIF is not captured.*loop over time outside"),
     "max_pool": (lambda: [torch.nn.MaxPool2d(2), box()], IMAGE, "0: .*MaxPool2d is not captured.*LPPool2d"),
     "bernoulli": (

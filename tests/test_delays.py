@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import slamp
-from slamp.errors import GraphError, ScoreError
+from slamp.errors import GraphError
 from slamp.graph import SpikingGraph
-from slamp.nodes import Delay, Input, Linear, Node, Output, frozen_array, uniform
+from slamp.nodes import Delay, Input, Linear, Node, Output, frozen_array
 from slamp.raster import SpikeRaster
 from test_fixed_point import DT, chain, cuba, linear
 
@@ -114,9 +114,3 @@ def test_a_graph_with_delays_is_saved(tmp_path: Path) -> None:
     path = tmp_path / "graph.npz"
     recurrent(3).save(path)
     assert slamp.load_graph(path).hash == recurrent(3).hash != recurrent(2).hash
-
-
-def test_what_does_not_know_delays_says_so() -> None:
-    graph = chain(delay(1), Linear(uniform(1.0, (1, 1))), features=(1,), arithmetic=slamp.Float32())
-    with pytest.raises(ScoreError, match="n0: is a Delay; weights of graphs with delays or recurrence"):
-        slamp.score(graph, method="lamp")

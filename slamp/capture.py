@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 
@@ -181,7 +182,8 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
     shapes: dict[str, Shape] = {}
     problem = ""
     try:
-        _read_leniently(runs, recorded, found, nodes, shapes)
+        with suppress(UnsupportedModuleError):  # what stands for the unread may not fit; then the first problem alone
+            _read_leniently(runs, recorded, found, nodes, shapes)
         if not found:
             _captured(net, read_recorded(net, recorded), _dt_of(recorded), spikes=True)
     except (UnsupportedModuleError, CaptureError, GraphError) as error:
@@ -209,6 +211,10 @@ def _made_to_run(net: torch.nn.Module) -> torch.nn.Module:
     except (RuntimeError, NotImplementedError):  # weights that are computed, or that are nowhere
         return net
     for module in made.modules():
+        for tensor in [*module._parameters.values(), *module._buffers.values()]:
+            if tensor is not None and tensor.is_meta:
+                module.to_empty(device=module_device(net), recurse=False)
+                break
         p = getattr(module, "p", None)
         if is_neuron(module) and getattr(p, "method", "") not in ("", *DETERMINISTIC_SPIKE_METHODS):
             module.p = p._replace(method="super")  # type: ignore[union-attr]  # a NamedTuple of neuron parameters
@@ -245,9 +251,13 @@ def _read_leniently(
     run = read_recorded(net, recorded, lenient=True)
     problems: list[tuple[Site, str]] = []
     parts = read_sites(net, run.sites.sites, _joined_outputs(run), recorded.shapes, spikes=True, problems=problems)
+    first: dict[str, str] = {}
+    for unread in run.reader.unread:
+        if unread.call is not None:
+            first.setdefault(unread.call.path, unread.message)
     for site, problem in problems:
-        call = site.first.call
-        found.setdefault("(net)" if call is None else call.path, problem)
+        path = "(net)" if site.first.call is None else site.first.call.path
+        found.setdefault(path, first.get(path, problem))
     for site in run.sites.sites:
         name, call = parts.names.get(id(site)), site.first.call
         if call is not None and name in parts.nodes:
@@ -261,8 +271,8 @@ def _dt_of(recorded: Recorded) -> float:
 
 
 def module_device(net: torch.nn.Module) -> torch.device:
-    """Device of the first parameter, or the CPU."""
-    first = next(net.parameters(), None)
+    """Device of the first parameter that has values, or the CPU."""
+    first = next((parameter for parameter in net.parameters() if not parameter.is_meta), None)
     return torch.device("cpu") if first is None else first.device
 
 

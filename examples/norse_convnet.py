@@ -3,7 +3,7 @@
     python examples/norse_convnet.py build/convnet
 
 `norse.torch.models.conv.ConvNet` loops over time, pools spikes by their maximum, multiplies by ten, applies relu and
-ends in an `LILinearCell`: nothing of it is rewritten here.
+ends in an `LILinearCell`: nothing of it is rewritten here, only its first weights are made larger.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ def main(directory: Path) -> slamp.Run:
     data = digits()
     torch.manual_seed(0)
     net = ConvNet()
+    with torch.no_grad():  # as it comes, its third layer never fires on digits, and a silent layer does not learn
+        net.conv1.weight.mul_(3)
+        net.conv2.weight.mul_(2)
+        net.fc1.weight.mul_(5)
     train = trainer(data.train.samples(0, TRAINING))
     train(net, effort=1.0, generator=np.random.default_rng(0), checkpoint=slamp.Checkpoint())
     run = slamp.compress(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from exporters.lava_paths import Drive, Way, drives_of, synapse_weight
+from exporters.lava_paths import Drive, Way, drives_of, moved, synapse_weight
 from exporters.net_format import neuron_fields
 from slamp.arithmetic import MAX_DELAY, FixedPoint, bias_format, weight_format
 from slamp.errors import UnsupportedNodeError
@@ -183,7 +183,8 @@ class _Described:
                 f"{name}: weights and bias are fractional, and Lava rounds the sums of both apart; use a whole bias"
             )
         shape = self.graph.shapes[name]
-        bias = np.broadcast_to(node.bias.reshape(-1, *(1,) * (len(shape) - 1)), shape).reshape(-1, 1)
+        bias = np.broadcast_to(node.bias.reshape(-1, *(1,) * (len(shape) - 1)), shape)
+        bias = moved(self.graph, drive.wiring, bias).reshape(-1, 1)
         self._put_matrix(bias, drive.behind[:, None], (name, ALWAYS_ON, target))
         # A line that is on in a step is heard in the next one; the target starts at its latency, counted from 0.
         self.synapses[-1]["starts"] = self.latency[target] - 1

@@ -13,7 +13,20 @@ import numpy as np
 
 from slamp.errors import UnsupportedNodeError
 from slamp.graph import SpikingGraph
-from slamp.nodes import NEURON, WEIGHTED, Affine, Delay, Flatten, Input, Linear, Output, SumPool2d
+from slamp.nodes import (
+    NEURON,
+    WEIGHTED,
+    WIRING,
+    Affine,
+    Delay,
+    Flatten,
+    Input,
+    Linear,
+    Output,
+    Reshape,
+    Sum,
+    SumPool2d,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,24 +94,30 @@ def total_delay(graph: SpikingGraph, wiring: Sequence[str]) -> np.ndarray:
     """Sum the delays on a stretch of wiring: int64, (1,) if all values wait equally, else one per value at its start.
 
     Raises:
-        UnsupportedNodeError: Sums of a pool wait differently, so one source would have several delays.
+        UnsupportedNodeError: Values that a pool summed, or a node moved, wait differently: one source may have several.
     """
     steps, pool = np.zeros(1, dtype=np.int64), ""
     for name in wiring:
         node = graph.nodes[name]
-        if isinstance(node, SumPool2d):
-            pool = name
-        elif isinstance(node, Delay):
+        if isinstance(node, Delay):
             late = node.steps.reshape(-1).astype(np.int64)
             if bool((late == late[0]).all()):
                 late = late[:1]
             elif pool:
+                what = "sums" if isinstance(graph.nodes[pool], SumPool2d) else "values"
                 raise UnsupportedNodeError(
-                    f"{name}: delays the sums of {pool} by {late.min()} to {late.max()} steps, and a source may be in "
-                    "several; put the Delay before the pool, or delay all alike"
+                    f"{name}: delays the {what} of {pool} by {late.min()} to {late.max()} steps, and a source may be "
+                    f"in several; put the Delay before {pool}, or delay all alike"
                 )
             steps = steps + late
+        elif isinstance(node, (SumPool2d, *WIRING)) and not keeps_places(graph, name):
+            pool = name
     return steps
+
+
+def keeps_places(graph: SpikingGraph, name: str) -> bool:
+    """True for nodes behind which every value is where it was, row-major: Sum, Delay, Flatten, Reshape."""
+    return isinstance(graph.nodes[name], (Sum, Delay, Flatten, Reshape))
 
 
 @dataclass(frozen=True, eq=False)

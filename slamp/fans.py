@@ -72,18 +72,39 @@ def fans_hold(
     """Whether every neuron on the chip keeps to its limits of fan-in and fan-out if what is under the masks stays."""
     fan_in, out_most = fan_limits(profile)
     on_chip = {name: mask for name, mask in masks.items() if name not in host}
-    into = {name: _most_into(mask) for name, mask in on_chip.items() if fan_in is not None}
-    out_of = {
-        name: _most_out_of(graph, name, mask)
-        for name, mask in on_chip.items()
-        if out_most is not None and behind_neurons(graph, name)
+    if fan_in is not None and any(counts.max() > fan_in for counts in synapses_into(graph, on_chip)):
+        return False
+    return out_most is None or not any(counts.max() > out_most for counts in synapses_out_of(graph, on_chip))
+
+
+def synapses_into(graph: SpikingGraph, masks: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Return the synapses into every neuron, layer by layer, of all weighted nodes that drive it together.
+
+    One number stands for all positions of a channel. Where the nodes differ in channels, it is one for the layer: what
+    it would be if the neurons with most of each were the same.
+    """
+    counts = {name: np.count_nonzero(mask.reshape(len(mask), -1), axis=1) for name, mask in masks.items()}
+    return [_added([counts[name] for name in group]) for group in _drivers(graph, counts)]
+
+
+def synapses_out_of(graph: SpikingGraph, masks: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Return the synapses out of every neuron, layer by layer, into all weighted nodes that read it; inputs left out.
+
+    Where the nodes read differing numbers of values, it is one for the layer, as in `synapses_into`.
+    """
+    counts = {
+        name: fan_out(graph.weighted[name], graph.shapes[graph.sources(name)[0]], mask).reshape(-1)
+        for name, mask in masks.items()
+        if behind_neurons(graph, name)
     }
-    return all(
-        sum(counts[name] for name in group) <= most
-        for counts, groups, most in ((into, _drivers(graph, into), fan_in), (out_of, _readers(graph, out_of), out_most))
-        if most is not None
-        for group in groups
-    )
+    return [_added([counts[name] for name in group]) for group in _readers(graph, counts)]
+
+
+def _added(counts: list[np.ndarray]) -> np.ndarray:
+    if len({each.size for each in counts}) > 1:
+        counts = [each.max(keepdims=True) for each in counts]
+    total: np.ndarray = np.sum(counts, axis=0)
+    return total
 
 
 def divided_limits(
@@ -136,10 +157,10 @@ def _drivers(graph: SpikingGraph, names: Collection[str]) -> list[tuple[str, ...
 
 
 def _readers(graph: SpikingGraph, names: Collection[str]) -> list[tuple[str, ...]]:
-    """Return the weighted nodes that read the same neurons."""
+    """Return the weighted nodes that read the same neurons; one behind other weights alone stands alone."""
     read = {name: _read_neurons(graph, name) for name in names}
     together = [tuple(name for name in names if neuron in read[name]) for neuron in graph.nodes]
-    return [group for group in together if group]
+    return [group for group in together if group] + [(name,) for name in names if not read[name]]
 
 
 def _most_into(mask: np.ndarray) -> int:

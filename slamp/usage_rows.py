@@ -11,13 +11,12 @@ import numpy as np
 from slamp.activity import Activity
 from slamp.cutting import MEMORY
 from slamp.energy import ChipCounts, priced
-from slamp.fans import behind_neurons
+from slamp.fans import synapses_into, synapses_out_of
 from slamp.graph import SpikingGraph
 from slamp.kernel_limits import kernel_limits
 from slamp.mapping import CoreMap, too_many_cores
 from slamp.nodes import NEURON
 from slamp.profile import Energy, Figure, Profile
-from slamp.taps import fan_out
 
 
 @dataclass(frozen=True)
@@ -103,15 +102,10 @@ def synapse_rows(graph: SpikingGraph, layers: Mapping[str, LayerUsage], profile:
 
 def _fans(graph: SpikingGraph, layers: Collection[str]) -> tuple[float, float, float]:
     """Largest number of synapses into a neuron and out of one, and the mean out of one, unrolled, inputs left out."""
-    fan_in, outs = 0.0, [np.zeros(1)]
-    for name in layers:
-        node, shape = graph.weighted[name], graph.shapes[graph.sources(name)[0]]
-        per_output = (node.weight != 0).reshape(node.weight.shape[0], -1).sum(1)
-        fan_in = max(fan_in, float(per_output.max()))
-        if behind_neurons(graph, name):
-            outs.append(fan_out(node, shape, node.weight != 0).reshape(-1))
-    reached = np.concatenate(outs)
-    return fan_in, float(reached.max()), float(reached[1:].mean()) if len(outs) > 1 else 0.0
+    live = {name: graph.weighted[name].weight != 0 for name in layers}
+    fan_in = max((float(counts.max()) for counts in synapses_into(graph, live)), default=0.0)
+    reached = np.concatenate([np.zeros(1), *synapses_out_of(graph, live)])
+    return fan_in, float(reached.max()), float(reached[1:].mean()) if reached.size > 1 else 0.0
 
 
 def neuron_rows(graph: SpikingGraph, profile: Profile, host: Collection[str]) -> Iterator[UsageRow]:

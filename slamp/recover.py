@@ -13,7 +13,7 @@ together, to their mean rate. Layers on a cycle are fitted in turn, three times.
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -21,7 +21,7 @@ import torch
 
 from slamp.activity import Activity
 from slamp.calibrate import calibrate
-from slamp.capture import graph_of
+from slamp.capture import read_graph
 from slamp.errors import MaskError, SilentNetworkError
 from slamp.graph import SpikingGraph
 from slamp.masks import Masks, masked_copy
@@ -29,8 +29,8 @@ from slamp.nodes import Scale, frozen_array
 from slamp.progress import ticker
 from slamp.raster import SpikeRaster
 from slamp.rates import Normalizations, Restoration, scaled_weight
-from slamp.read_sites import node_name
 
+Modules = Mapping[str, tuple[str, torch.nn.Module]]
 # One layer's values over all steps of the samples used stay below this.
 STAGE_BYTES = 256 << 20
 
@@ -63,7 +63,7 @@ def recover(
     """
     if per not in ("layer", "neuron"):
         raise MaskError(f"recover: per is {per!r}; allowed are 'layer' and 'neuron'")
-    graph = graph_of(net, raster)
+    graph, modules = read_graph(net, raster.features, raster.dt, steps=raster.steps, spikes=raster.is_spikes)
     raster = raster.samples(0, _affordable(graph, raster))
     dense = targets or calibrate(graph, raster)
     if missing := [name for name in graph.spiking if name not in dense.neurons]:
@@ -79,7 +79,7 @@ def recover(
         )
     pruned = masked_copy(net, masks)
     graph = _with_weights(graph, pruned)
-    restoration = Restoration(graph, dense, _normalizations(pruned, graph), per == "neuron", {})
+    restoration = Restoration(graph, dense, _normalizations(pruned, graph, modules), per == "neuron", {})
     count = sum(len(region.blocks) for region in restoration.regions())
     with ticker("restoring rates", count, shown=progress, unit="layers") as advance, torch.no_grad():
         restoration.run(raster, advance)
@@ -99,19 +99,16 @@ def _with_weights(graph: SpikingGraph, net: torch.nn.Module) -> SpikingGraph:
     )
 
 
-def _normalizations(net: torch.nn.Module, graph: SpikingGraph) -> Normalizations:
-    """Return the batch normalizations behind `Scale` nodes, which are named after them, further uses with a number."""
-    modules = {
-        node_name(path): module
-        for path, module in net.named_modules()
-        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d))
+def _normalizations(net: torch.nn.Module, graph: SpikingGraph, modules: Modules) -> Normalizations:
+    """Return the batch normalizations of ``net`` behind `Scale` nodes, found in ``modules`` of a network like it."""
+    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+    paths = {
+        name: path
+        for name, (path, module) in modules.items()
+        if isinstance(graph.nodes[name], Scale) and isinstance(module, kinds)
     }
-    found = {}
-    for name, node in graph.nodes.items():
-        module = modules.get(name, modules.get(re.sub(r"_\d+$", "", name)))
-        if isinstance(node, Scale) and module is not None:
-            found[name] = module
-    return found
+    found = {name: net.get_submodule(path) for name, path in paths.items()}
+    return {name: module for name, module in found.items() if isinstance(module, kinds)}
 
 
 def _affordable(graph: SpikingGraph, raster: SpikeRaster) -> int:

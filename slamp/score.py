@@ -7,7 +7,7 @@ weight, by which a layer is sorted once, and a falling curve of the rank (`slamp
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
@@ -315,15 +315,30 @@ def curve_of(node: Weighted, ranked: RankedKeys, method: str, factor: float) -> 
 
 
 def _with_minimum(graph: SpikingGraph, uses: Sequence[str], layer: LayerScores, method: str) -> LayerScores:
-    """Uniform+ of the LAMP protocol: a first convolution stays dense, a last fully connected layer keeps a fifth."""
+    """Uniform+ of the LAMP protocol: a first convolution stays dense, a last fully connected layer keeps a fifth.
+
+    First are layers that read no other weights' outputs in any way, last those whose output reaches no other weights;
+    a network with several inputs or heads has several.
+    """
     if method != "uniform-plus":
         return layer
-    names = list(graph.weighted)
+    first, last = (any(_at_an_end(graph, use, walk) for use in uses) for walk in (graph.sources, graph.targets))
     convolution = isinstance(graph.weighted[uses[0]], (Conv1d, Conv2d))
-    if names[0] in uses and convolution:
+    if first and convolution:
         minimum = layer.curve.live
-    elif names[-1] in uses and not convolution:
+    elif last and not convolution:
         minimum = min(layer.curve.live, round(LAST_LAYER_SHARE * layer.size))
     else:
         minimum = 1
     return replace(layer, minimum=max(minimum, 1))
+
+
+def _at_an_end(graph: SpikingGraph, name: str, walk: Callable[[str], Sequence[str]]) -> bool:
+    """Whether no other weighted node lies in the direction of a walk."""
+    waiting, seen = [name], {name}
+    while waiting:
+        for following in walk(waiting.pop()):
+            if following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return not any(each in graph.weighted for each in seen - {name})

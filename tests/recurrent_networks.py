@@ -77,11 +77,34 @@ class Shared(torch.nn.Module):
         return z, (s1, s2, s3)
 
 
+class Heads(torch.nn.Module):
+    """Two readouts at different depths, and a layer that reads the sum of two others without neurons between."""
+
+    features = (20,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = torch.nn.Linear(20, 24)
+        self.one, self.other = torch.nn.Linear(24, 12), torch.nn.Linear(24, 12)
+        self.mix = torch.nn.Linear(12, 16)
+        self.late, self.early = torch.nn.Linear(16, 3), torch.nn.Linear(24, 2)
+        self.n1, self.n2, self.out1, self.out2 = cuba(), cuba(), li(), li()
+
+    def forward(self, x: torch.Tensor, state: States | None = None) -> tuple[torch.Tensor, States]:
+        s1, s2, s3, s4 = state or (None,) * 4
+        x, s1 = self.n1(self.fc1(x), s1)
+        y, s2 = self.n2(self.mix(self.one(x) + self.other(x)), s2)
+        p, s3 = self.out1(self.late(y), s3)
+        q, s4 = self.out2(self.early(x), s4)
+        return torch.cat([p, q], 1), (s1, s2, s3, s4)
+
+
 # Parameters that bring a layer to life, layer after layer.
 DRIVERS = {
     Recurrent: {"first": ("first.input_weights",), "second": ("second.input_weights",)},
     Skip: {"n1": ("fc1.weight",), "n2": ("fc2.weight", "around.weight"), "n3": ("fc3.weight",)},
     Shared: {"n1": ("conv.weight",), "n3": ("fc.weight",)},
+    Heads: {"n1": ("fc1.weight",), "n2": ("mix.weight",)},
 }
 
 

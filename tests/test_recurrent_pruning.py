@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ import torch
 from norse.torch import LIFRecurrentCell, SequentialState
 
 from networks import DT, cuba
-from recurrent_networks import Recurrent, Skip, living, rates, samples
+from recurrent_networks import Heads, Recurrent, Skip, living, rates, samples
 from slamp.activity import Activity
 from slamp.allocate import allocate, masked_graph
 from slamp.budget import Budget
 from slamp.calibrate import calibrate
 from slamp.capture import capture, graph_of
+from slamp.compress import compress
 from slamp.errors import BudgetError, MaskError, UnsupportedModuleError
 from slamp.fans import divided_limits, fans_hold
 from slamp.graph import SpikingGraph
@@ -47,6 +49,11 @@ def recurrent() -> Known:
 @pytest.fixture(scope="module")
 def skip() -> Known:
     return living(Skip)
+
+
+@pytest.fixture(scope="module")
+def heads() -> Known:
+    return living(Heads)
 
 
 def counted_sops(graph: SpikingGraph, raster: SpikeRaster, weights: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -93,7 +100,7 @@ def test_folding_what_lies_on_no_cycle_measures_what_stepping_does(recurrent: Kn
         np.testing.assert_allclose(folded.layers[name].energy, layer.energy, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("network", ["recurrent", "skip"])
+@pytest.mark.parametrize("network", ["recurrent", "skip", "heads"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_meets_every_budget(method: str, network: str, request: pytest.FixtureRequest) -> None:
     _, graph, raster = request.getfixturevalue(network)
@@ -108,9 +115,16 @@ def test_every_method_meets_every_budget(method: str, network: str, request: pyt
     assert masks.hash == kept[1].hash
     assert set(masks.keys()) == set(graph.weighted)
     assert masks.kept <= 0.45 * masks.size
-    sops = sum(counted_sops(graph, raster, masks.arrays).values())
+    reading = {name: mask for name, mask in masks.items() if activity.layers[name].from_spikes}
+    sops = sum(counted_sops(graph, raster, reading).values())
     assert sops <= 0.4 * activity.sops * (1 + 1e-3)
     assert masks.kept > 0.43 * masks.size or sops > 0.38 * activity.sops, "neither budget is spent"
+
+
+def test_a_fifth_of_every_head_stays_under_uniform_plus(heads: Known) -> None:
+    _, graph, _ = heads
+    minimum = {name: layer.minimum for name, layer in score(graph, method="uniform-plus").layers.items()}
+    assert minimum == {"fc1": 1, "one": 1, "other": 1, "mix": 1, "late": round(0.2 * 48), "early": round(0.2 * 48)}
 
 
 def test_the_diagonal_of_a_cell_without_autapses_is_never_kept(recurrent: Known) -> None:
@@ -371,7 +385,61 @@ def test_layers_that_drive_one_another_are_restored_together() -> None:
         assert restored[name] == pytest.approx(rate, rel=0.08), name
 
 
+def test_a_normalized_input_beside_recurrent_weights_is_restored() -> None:
+    """The gain goes into the normalization's weight and into the recurrent weights, which none follows."""
+
+    class Normalized(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = torch.nn.Linear(20, 24, bias=False), torch.nn.BatchNorm1d(24)
+            self.back = torch.nn.Linear(24, 24, bias=False)
+            self.n = cuba()
+
+        def forward(self, x, state=None):
+            s, last = state or (None, torch.zeros(x.shape[0], 24))
+            x, s = self.n(self.norm(self.fc(x)) + self.back(last), s)
+            return x, (s, x)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Normalized()
+    raster = samples((20,))
+    with torch.no_grad():
+        seen = torch.nn.functional.linear(raster.data.float(), net.fc.weight).flatten(0, 1)
+        net.norm.running_mean.copy_(seen.mean(0))
+        net.norm.running_var.copy_(seen.var(0))
+        net.norm.weight.fill_(0.6)
+        net.norm.bias.fill_(0.1)
+        net.back.weight.mul_(2.0)
+    graph = capture(net, raster)
+    scores = score(graph, method="lamp")
+    masks = make_masks(scores, allocate(scores, Budget(density=0.1)))
+    before, bare = rates(net, raster), rates(masked_copy(net, masks), raster)
+    recovered = recover(net, masks, raster)
+    assert 0.02 < before["n"] < 0.4
+    assert abs(bare["n"] / before["n"] - 1) > 0.1
+    assert rates(recovered, raster)["n"] == pytest.approx(before["n"], rel=0.05)
+    gain = float(recovered.norm.weight.detach()[0] / 0.6)
+    assert abs(gain - 1) > 0.01
+    kept = torch.tensor(masks["back"])
+    found = (recovered.back.weight / net.back.weight).detach()[kept]
+    torch.testing.assert_close(found, torch.full_like(found, gain))
+    assert torch.equal(recovered.fc.weight, masked_copy(net, masks).fc.weight)
+    assert not torch.equal(recovered.norm.running_var, net.norm.running_var)
+
+
 # The whole loop
+
+
+@pytest.mark.parametrize("network", ["recurrent", "heads"])
+def test_the_whole_path_ends_in_a_verified_file(network: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    net, graph, raster = request.getfixturevalue(network)
+    held_out = samples(net.features, seed=1)
+    limit = 0.5 * calibrate(graph, raster, fold=False).sops
+    run = compress(net, raster, held_out=held_out, budget=Budget(density=0.3, sops=limit), directory=tmp_path / "run")
+    assert run.equivalent
+    assert run.after.density <= 0.3
+    assert 0 < run.after.activity.sops <= limit
 
 
 @pytest.mark.parametrize("network", ["recurrent", "skip"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 
@@ -13,13 +15,14 @@ from slamp.arithmetic import TRAINED_SCALE
 from slamp.capture_check import compare_with_module
 from slamp.errors import CaptureError, GraphError, RasterError, UnsupportedModuleError
 from slamp.graph import SpikingGraph
+from slamp.neuron_calls import is_neuron
 from slamp.nodes import NEURON, Shape
 from slamp.raster import SpikeRaster, seconds
 from slamp.read_modules import check_plain_weights
-from slamp.read_neurons import check_neuron
+from slamp.read_neurons import DETERMINISTIC_SPIKE_METHODS, check_neuron
 from slamp.read_sites import Parts, read_sites
-from slamp.running import Run, interpret, left_as_found, read_recorded, record, trace_network
-from slamp.sites import Edge
+from slamp.running import Recorded, Run, left_as_found, read_recorded, record, trace_network
+from slamp.sites import Edge, Site
 
 evaluation_mode = left_as_found
 
@@ -79,8 +82,7 @@ def read_network(
     net: torch.nn.Module, shapes: Sequence[Shape], dt: float, *, steps: int | None = None, spikes: bool = True
 ) -> Captured:
     """Read a network by running it on a made-up input; arguments as `read_graph`, but for the shape of every input."""
-    if type(net) is SequentialState and net.return_hidden:
-        raise UnsupportedModuleError("(net): SequentialState with return_hidden=True; use the default")
+    _check_container(net)
     device = module_device(net)
     return _captured(net, trace_network(net, [_made_up(shape, device) for shape in shapes], steps), dt, spikes=spikes)
 
@@ -148,60 +150,129 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
 
     Args:
         net: The network.
-        features: Shape of one input sample at one step; shapes behind an uncaptured module are unknown (None).
+        features: Shape of one input sample at one step.
+
+    Returns:
+        The modules that hold no others, in the order they are run, and those whose own code has a problem; last, if it
+        is none of theirs, what is wrong with the network as a whole.
     """
-    whole = type(net).__name__
-    try:
-        recorded = record(net, [_made_up(features, module_device(net))])
-    except (UnsupportedModuleError, GraphError) as error:
-        return [ModuleReport("(net)", whole, "", None, str(error))]
-    reader, _ = interpret(recorded)
-    failed = {id(meaning.call): meaning.message for meaning in reader.unread if meaning.call is not None}
-    parts: Parts | None = None
-    problem = ""
-    dts = [seconds(getattr(call.module, "dt", 0.0)) for call in recorded.trace.calls if call.module is not None]
-    dt = dts[0] if dts else 1.0
-    try:
-        captured = _captured(net, read_recorded(net, recorded), dt, spikes=True)
-        parts = captured.parts
-        nodes = {id(site.first.call): parts.names.get(id(site)) for site in captured.run.sites.sites}
-    except (UnsupportedModuleError, CaptureError, GraphError) as error:
-        problem, nodes = str(error), {}
+    found = _own_problems(net)
+    runs = _made_to_run(net) if found else net
+    paths = {module: name or "(net)" for name, module in runs.named_modules()}
+
+    def locate(module: torch.nn.Module, where: str) -> None:
+        """Take every module; add to its problem the line of code that runs it."""
+        path = paths[module]
+        if path in found and not found[path].startswith(where):
+            found[path] = f"{where}{found[path].removeprefix(path)}"
+
     reports: list[ModuleReport] = []
-    seen: set[str] = set()
-    found = dict(net.named_modules())
-    before: float | None = None
-    for call in recorded.trace.calls:
-        module = call.module if call.module is not None else found.get(call.path)
-        leaf = module is not None and (call.module is not None or not list(module.children()))
-        said = failed.get(id(call), "")
-        if call.path in seen and not said:
-            continue
-        if not leaf and not said:
-            continue
-        if said and said in {report.problem for report in reports}:
-            continue
-        seen.add(call.path)
-        assert module is not None
-        try:
-            check_plain_weights(module, call.path)
-            if call.module is not None:
-                check_neuron(module, where=call.path, dt=before)
-                before = getattr(module, "dt", before)
-        except UnsupportedModuleError as error:
-            said = said or str(error)
-        name = nodes.get(id(call))
-        shape = None if parts is None or name is None else captured.graph.shapes[name]
-        node = "" if said else "?" if parts is None else "-" if name is None else type(parts.nodes[name]).__name__
-        reports.append(ModuleReport(call.path, type(module).__name__, node, shape, said))
-    if problem and not any(report.problem for report in reports):
-        reports.append(ModuleReport("(net)", whole, "", None, problem))
+    try:
+        _check_container(net)
+        recorded = record(runs, [_made_up(features, module_device(net))], check=locate)
+    except (UnsupportedModuleError, GraphError) as error:
+        for module, path in paths.items():
+            if path in found or (found and _is_leaf(module)):
+                node = "" if path in found else "?"
+                reports.append(ModuleReport(path, type(module).__name__, node, None, found.get(path, "")))
+        if not any(f"{path}: " in str(error) for path in found):
+            reports.append(ModuleReport("(net)", type(net).__name__, "", None, str(error)))
+        return reports
+    nodes: dict[str, list[str]] = {}
+    shapes: dict[str, Shape] = {}
+    problem = ""
+    try:
+        with suppress(UnsupportedModuleError):  # what stands for the unread may not fit; then the first problem alone
+            _read_leniently(runs, recorded, found, nodes, shapes)
+        if not found:
+            _captured(net, read_recorded(net, recorded), _dt_of(recorded), spikes=True)
+    except (UnsupportedModuleError, CaptureError, GraphError) as error:
+        problem = str(error)
+    unknown = ["?"] if problem and not nodes else ["-"]
+    listed = {module: path for path, module in recorded.trace.entered.items() if path in found or _is_leaf(module)}
+    for module, path in {**listed, **{module: path for module, path in paths.items() if path in found}}.items():
+        said = found.get(path, "")
+        node = "" if said else " + ".join(nodes.get(path, unknown))
+        reports.append(ModuleReport(path, type(module).__name__, node, None if said else shapes.get(path), said))
+    if problem and not found:
+        reports.append(ModuleReport("(net)", type(net).__name__, "", None, problem))
     return reports
 
 
+def _check_container(net: torch.nn.Module) -> None:
+    if type(net) is SequentialState and net.return_hidden:
+        raise UnsupportedModuleError("(net): SequentialState with return_hidden=True; use the default")
+
+
+def _made_to_run(net: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy in float32 with spike methods that run, to look for problems behind those; or the network."""
+    try:
+        made = copy.deepcopy(net).float()
+    except (RuntimeError, NotImplementedError):  # weights that are computed, or that are nowhere
+        return net
+    for module in made.modules():
+        for tensor in [*module._parameters.values(), *module._buffers.values()]:
+            if tensor is not None and tensor.is_meta:
+                module.to_empty(device=module_device(net), recurse=False)
+                break
+        p = getattr(module, "p", None)
+        if is_neuron(module) and getattr(p, "method", "") not in ("", *DETERMINISTIC_SPIKE_METHODS):
+            module.p = p._replace(method="super")  # type: ignore[union-attr]  # a NamedTuple of neuron parameters
+    return made
+
+
+def _is_leaf(module: torch.nn.Module) -> bool:
+    return is_neuron(module) or not any(True for _ in module.children())
+
+
+def _own_problems(net: torch.nn.Module) -> dict[str, str]:
+    """Return what is wrong with modules whatever runs before them, by path."""
+    found: dict[str, str] = {}
+    for name, module in net.named_modules():
+        path = name or "(net)"
+        try:
+            if _is_leaf(module) or torch.nn.utils.parametrize.is_parametrized(module):
+                check_plain_weights(module, path)
+            if is_neuron(module):
+                check_neuron(module, where=path, dt=None)
+        except UnsupportedModuleError as error:
+            found.setdefault(path, str(error))
+    return found
+
+
+def _read_leniently(
+    net: torch.nn.Module,
+    recorded: Recorded,
+    found: dict[str, str],
+    nodes: dict[str, list[str]],
+    shapes: dict[str, Shape],
+) -> None:
+    """Find the nodes and shapes of modules, and more problems, all by path."""
+    run = read_recorded(net, recorded, lenient=True)
+    problems: list[tuple[Site, str]] = []
+    parts = read_sites(net, run.sites.sites, _joined_outputs(run), recorded.shapes, spikes=True, problems=problems)
+    first: dict[str, str] = {}
+    for unread in run.reader.unread:
+        if unread.call is not None:
+            first.setdefault(unread.call.path, unread.message)
+    for site, problem in problems:
+        path = "(net)" if site.first.call is None else site.first.call.path
+        found.setdefault(path, first.get(path, problem))
+    for site in run.sites.sites:
+        name, call = parts.names.get(id(site)), site.first.call
+        if call is not None and name in parts.nodes:
+            nodes.setdefault(call.path, []).append(type(parts.nodes[name]).__name__)
+            shapes[call.path] = site.shape
+
+
+def _dt_of(recorded: Recorded) -> float:
+    found = [seconds(getattr(call.module, "dt", 0.0)) for call in recorded.trace.calls if call.module is not None]
+    return found[0] if found else 1.0
+
+
 def module_device(net: torch.nn.Module) -> torch.device:
-    """Device of the first parameter, or the CPU."""
-    first = next(net.parameters(), None)
+    """Device of the first parameter that has values, or the CPU."""
+    first = next((parameter for parameter in net.parameters() if not parameter.is_meta), None)
     return torch.device("cpu") if first is None else first.device
 
 

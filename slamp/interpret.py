@@ -28,10 +28,11 @@ class Interpreter:
         trace: The run.
         batch: Samples in it; the batch axis is known by its size.
         steps: Time steps in it.
+        lenient: Go on behind what cannot be read, as an operation without a node, to find every problem.
     """
 
-    def __init__(self, trace: Trace, batch: int, steps: int) -> None:
-        self.trace, self.batch, self.steps = trace, batch, steps
+    def __init__(self, trace: Trace, batch: int, steps: int, *, lenient: bool = False) -> None:
+        self.trace, self.batch, self.steps, self.lenient = trace, batch, steps, lenient
         self._meanings: dict[int, Meaning] = {}
         self._numbers: Counter[tuple[Any, ...]] = Counter()
         self._prefix: Counter[tuple[Any, ...]] = Counter()
@@ -43,10 +44,15 @@ class Interpreter:
     def run(self) -> None:
         """Read all calls in order."""
         for call in self.trace.calls:
-            if call.module is not None:
-                self._neuron(call)
-            else:
-                self._function(call)
+            try:
+                if call.module is not None:
+                    self._neuron(call)
+                else:
+                    self._function(call)
+            except UnsupportedModuleError as error:
+                if not self.lenient:
+                    raise
+                self._bind(call.result, self._unread(call, str(error)))
 
     def input(self, value: Value, meaning: Meaning) -> None:
         """Say what an input is."""
@@ -181,18 +187,32 @@ class Interpreter:
         handler = HANDLERS.get(name)
         if handler is None:
             message = f"{call.where}: {call.what} is not captured; {ADVICE.get(call.what, ADVICE.get(name, GENERAL))}"
-            self.unread.append(Unread(message, call))
-            return self._bind(call.result, self.unread[-1])
+            return self._bind(call.result, self._unread(call, message))
         try:
             meaning = handler(self, call)
         except UnsupportedModuleError as error:
             if known and not dynamic:
                 return None
-            meaning = Unread(str(error), call)
-            self.unread.append(meaning)
+            meaning = self._unread(call, str(error))
         if isinstance(meaning, Instance) and meaning.known and isinstance(call.result, Value):
             meaning.result = call.result
         self._bind(call.result, meaning)
+
+    def _unread(self, call: Call, message: str) -> Meaning:
+        """Return what stands for a value that no graph holds."""
+        unread = Unread(message, call)
+        self.unread.append(unread)
+        result = next(_values(call.result), None)
+        if not self.lenient or result is None:
+            return unread
+        found = [self.of(value) for value in _values((call.arguments, call.options))]
+        operands = [item for item in found if isinstance(item, (Instance, Stack))]
+        try:
+            return (
+                self.lifted(call, operands, Operation("unread", (message,)), shape=result.shape) if operands else unread
+            )
+        except UnsupportedModuleError:
+            return unread
 
     def _bind(self, result: Any, meaning: Any) -> None:
         """Give a result its meaning; a tuple of results a tuple of meanings, or the first of them."""

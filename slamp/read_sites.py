@@ -72,6 +72,7 @@ def read_sites(
     inputs: Sequence[Shape],
     *,
     spikes: bool,
+    problems: list[tuple[Site, str]] | None = None,
 ) -> Parts:
     """Make the nodes and edges of a network.
 
@@ -81,13 +82,22 @@ def read_sites(
         outputs: What it gives; several are flattened and put side by side.
         inputs: Shape of every input; several are one raster, flattened and side by side.
         spikes: The inputs are spikes.
+        problems: Sites without a node and why are put here, and reading goes on; None raises the first.
 
     Raises:
         UnsupportedModuleError: A site has no node; the message holds the line of the user's code.
     """
     reader = _Reader(net, inputs, spikes)
     for site in sites:
-        reader.read(site)
+        try:
+            reader.read(site)
+        except UnsupportedModuleError as error:
+            if problems is None:
+                raise
+            problems.append((site, str(error)))
+            reader.pass_over(site)
+    if problems:
+        return reader.parts
     for site in sites:
         reader.connect(site)
     reader.finish(outputs)
@@ -146,6 +156,13 @@ class _Reader:
             self.parts.parameters[name] = weight.name
         self._mark(name, made, site)
 
+    def pass_over(self, site: Site) -> None:
+        """Take a site without a node for a layer of spikes, so that what follows is judged by itself."""
+        name = f"?{len(self.parts.names)}"
+        self.parts.names[id(site)] = name
+        self.binary.add(name)
+        self.positive.add(name)
+
     def _node(self, site: Site, before: Shape) -> Node:
         operation, settings = site.operation, site.operation.settings
         match operation.kind:
@@ -186,6 +203,8 @@ class _Reader:
                 return Permute(tuple(settings))
             case "take":
                 return Take(*settings)
+            case "unread":
+                raise UnsupportedModuleError(settings[0])
             case _:
                 raise self._refuse(site, "is not captured", "behind spikes drop it; on currents use a neuron")
 

@@ -24,7 +24,7 @@ from slamp.operations import register_handlers
 from slamp.read_modules import check_plain_weights
 from slamp.read_neurons import check_neuron
 from slamp.sites import Edge, Folding, Sites
-from slamp.tracing import LIBRARIES, Trace, Tracer, Value
+from slamp.tracing import LIBRARIES, Check, Trace, Tracer, Value
 from slamp.unrolled import Instance, Operation, Read, Stack, State, Unread
 
 Style = Literal["steps", "sequence", "batch first"]
@@ -89,14 +89,18 @@ def record(
     inputs: Sequence[torch.Tensor],
     steps: int = TRACED_STEPS,
     styles: Sequence[Style] = ("sequence", "steps", "batch first"),
+    check: Check | None = None,
 ) -> Recorded:
-    """Run a module in the style it is made for; arguments and errors as `trace_network`."""
+    """Run a module in the style it is made for; arguments and errors as `trace_network`.
+
+    ``check`` is given every module and where it is called, and may refuse it.
+    """
     batch = TRACED_SAMPLES if steps != TRACED_SAMPLES else TRACED_SAMPLES + 1
     data = [_excerpt(tensor, steps, batch) for tensor in inputs]
     failures: dict[Style, Exception] = {}
     where: dict[Style, str] = {}
     for style in styles:
-        tracer = Tracer(net, is_neuron, _check)
+        tracer = Tracer(net, is_neuron, check or _check)
         try:
             with exact_float32(), left_as_found(net):
                 run_style(net, data, style, partial(tracer.run, net), tracer.input)
@@ -233,10 +237,10 @@ def _values(tree: Any) -> Iterator[Value]:
             yield from _values(item)
 
 
-def interpret(recorded: Recorded) -> tuple[Interpreter, list[Instance]]:
-    """Return the meaning of every call, and the runs of the inputs."""
+def interpret(recorded: Recorded, *, lenient: bool = False) -> tuple[Interpreter, list[Instance]]:
+    """Return the meaning of every call, and the runs of the inputs; ``lenient`` as in `Interpreter`."""
     steps, trace, style = recorded.steps, recorded.trace, recorded.style
-    reader = Interpreter(trace, recorded.batch, steps)
+    reader = Interpreter(trace, recorded.batch, steps, lenient=lenient)
     entered: list[Instance] = []
     count = len(recorded.shapes)
     for index, shape in enumerate(recorded.shapes):
@@ -251,9 +255,9 @@ def interpret(recorded: Recorded) -> tuple[Interpreter, list[Instance]]:
     return reader, entered
 
 
-def read_recorded(net: torch.nn.Module, recorded: Recorded) -> Run:
-    """Fold the calls of a run into one step; errors as `trace_network`."""
-    reader, entered = interpret(recorded)
+def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = False) -> Run:
+    """Fold the calls of a run into one step; errors as `trace_network`, ``lenient`` as in `Interpreter`."""
+    reader, entered = interpret(recorded, lenient=lenient)
     steps, style = recorded.steps, recorded.style
     results = recorded.trace.results
     if style == "steps":

@@ -113,11 +113,12 @@ class Value:
 
 @dataclass(eq=False)
 class Trace:
-    """A run: calls in order, and the results of the module calls that the driver made."""
+    """A run: calls in order, the results of the module calls that the driver made, the modules entered by path."""
 
     calls: list[Call] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
+    entered: dict[str, torch.nn.Module] = field(default_factory=dict)
 
 
 class Tracer(TorchFunctionMode):
@@ -192,6 +193,7 @@ class Tracer(TorchFunctionMode):
         if self._quiet or (path := self._paths.get(module)) is None:
             return call(module, *args, **kwargs)
         self._stack.append(path)
+        self.trace.entered.setdefault(path, module)
         of_torch = type(module).__module__.startswith("torch.nn.")
         self._kinds.append(type(module).__name__ if of_torch or self._leaf(module) else "")
         try:
@@ -209,7 +211,8 @@ class Tracer(TorchFunctionMode):
         except Exception:
             shapes = [tuple(tensor.shape[1:]) for tensor in _tensors((args, kwargs))]
             if not self.failure and shapes:
-                self.failure = f"{path}: {type(module).__name__} receives shape {shapes[0]} per sample"
+                allowed = _allowed(module)
+                self.failure = f"{path}: {type(module).__name__} receives shape {shapes[0]} per sample{allowed}"
             elif not self.failure:
                 self.failure = f"{path}: {type(module).__name__}"
             raise
@@ -231,7 +234,7 @@ class Tracer(TorchFunctionMode):
             options=options,
             result=None,
             line=self._line(frames),
-            kind=self._kinds[-1] if self._kinds else "",
+            kind=self._kinds[-1] if self._kinds and not _by_user(frames) else "",
             place=(self._stack[-1] if self._stack else "", *((id(f.f_code), f.f_lasti) for f in frames)),
         )
         changed = _changed_in_place(name, arguments, options)
@@ -272,6 +275,35 @@ PASSED = words(
     "register_hook retain_grad zeros_like ones_like full_like empty_like new_zeros new_ones new_full "
     "new_empty backward is_same_size __set__ __delete__ __deepcopy__ _is_view has_names"
 )
+
+
+def _by_user(frames: Sequence[FrameType]) -> bool:
+    """True if code of the user, such as a hook, runs inside of the innermost module."""
+    for frame in frames:
+        if frame.f_code is Tracer._call_module.__code__:
+            return False
+        if not frame.f_code.co_filename.startswith(LIBRARIES):
+            return True
+    return False
+
+
+def _allowed(module: torch.nn.Module) -> str:
+    """Say what shape a module takes, for messages."""
+    match module:
+        case torch.nn.Linear():
+            return f", allowed is ({module.in_features},)"
+        case torch.nn.Conv1d() | torch.nn.Conv2d():
+            return f", allowed is ({', '.join([str(module.in_channels), *'yx'[2 - len(module.kernel_size) :]])})"
+        case torch.nn.BatchNorm1d():
+            return f", allowed is ({module.num_features},) or ({module.num_features}, x)"
+        case torch.nn.BatchNorm2d():
+            return f", allowed is ({module.num_features}, y, x)"
+    p = getattr(module, "p", None)
+    fields = p._asdict() if isinstance(p, tuple) and hasattr(p, "_asdict") else {}
+    size = getattr(module, "input_size", None)
+    known = {name: value for name, value in fields.items() if isinstance(value, torch.Tensor) and value.ndim}
+    found = [f"{name} has shape {tuple(value.shape)}" for name, value in known.items()]
+    return "".join([f", allowed is ({size},)" if isinstance(size, int) else "", *[f", its {item}" for item in found]])
 
 
 def place_of(line: Line, path: str) -> str:

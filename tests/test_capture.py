@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from norse.torch import LIFBoxCell, LIFBoxParameters, LIFCell, SequentialState
+from norse.torch import LIFBoxCell, LIFBoxParameters, SequentialState
 from torch.nn.utils import prune
 
 from networks import (
@@ -29,15 +29,18 @@ from networks import (
     randomize_normalizations,
     run_norse,
     spikes,
+    spiking_shares,
 )
 from slamp.capture import ModuleReport, capture, check_module, read_graph
-from slamp.errors import CaptureError, GraphError, RasterError, SlampError, UnsupportedModuleError
+from slamp.errors import CaptureError, RasterError, SlampError, UnsupportedModuleError
 from slamp.nodes import CubaLIF, Scale
 from slamp.raster import SpikeRaster
 from slamp.read_sites import node_name
+from slamp.running import TRACED_STEPS
 from slamp.simulate import simulate
 
 Linear = torch.nn.Linear
+TRACED_CALLS = 1 + TRACED_STEPS  # of a layer that takes one step: the attempt with all steps at once, then step by step
 # torch says once that padding="same" with an even kernel copies the input.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
@@ -249,6 +252,20 @@ def test_the_zoo_is_captured_cell_for_cell(name: str) -> None:
     assert_evidence(graph, simulate(graph, raster, record="spikes"))
 
 
+class Late:
+    """Changes what a module gives from a call on that only the comparison reaches: hooks are part of what is traced."""
+
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor], *, only: int | None = None) -> None:
+        self.change, self.calls, self.only = change, 0, only
+
+    def __call__(self, module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+        self.calls += 1
+        compared = self.calls - 1 - TRACED_CALLS
+        if compared < 0 or self.only not in (None, compared):
+            return None
+        return (self.change(output[0]), output[1]) if isinstance(output, tuple) else self.change(output)
+
+
 def test_a_neuron_module_used_twice_is_compared_at_both_places() -> None:
     cell = box()
     net = SequentialState(Linear(8, 10), cell, Linear(10, 10), cell)
@@ -258,8 +275,8 @@ def test_a_neuron_module_used_twice_is_compared_at_both_places() -> None:
         net[2].weight.mul_(6)
     graph = capture(net, raster)
     assert_evidence(graph, simulate(graph, raster, record="spikes"))
-    net[2].register_forward_hook(lambda module, inputs, output: output + 0.3)
-    with pytest.raises(CaptureError, match=r"^3: step \d+, sample \d, neuron"):
+    net[2].register_forward_hook(Late(lambda output: output + 0.3))
+    with pytest.raises(CaptureError, match=r"^1_2: step \d+, sample \d, neuron"):
         capture(net, raster)
 
 
@@ -331,7 +348,7 @@ def test_the_module_is_left_as_it_was_found(name: str) -> None:
 
 def test_the_module_is_left_as_it_was_found_after_a_failure() -> None:
     net, raster = build("dense_if")
-    net[0].register_forward_hook(lambda module, inputs, output: output + 1)
+    net[0].register_forward_hook(Late(lambda output: output + 1))
     before = snapshot(net)
     with pytest.raises(CaptureError):
         capture(net, raster)
@@ -347,18 +364,13 @@ def test_capture_runs_under_autocast_and_in_training_mode() -> None:
 
 def test_a_hook_that_changes_a_layer_is_found_with_layer_step_sample_and_neuron() -> None:
     net, raster = build("dense_box")
-    calls = []
 
-    def flip(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
-        calls.append(1)
-        if len(calls) != 7:
-            return None
-        spikes_, state = output
+    def flip(spikes_: torch.Tensor) -> torch.Tensor:
         changed = spikes_.clone()
         changed[2, 11] = 1 - changed[2, 11]
-        return changed, state
+        return changed
 
-    net[3].register_forward_hook(flip)
+    net[3].register_forward_hook(Late(flip, only=6))
     with pytest.raises(
         CaptureError, match=r"^3: step 6, sample 2, neuron \[11\]: the module gives .*membrane.*; 1 cells"
     ):
@@ -367,7 +379,7 @@ def test_a_hook_that_changes_a_layer_is_found_with_layer_step_sample_and_neuron(
 
 def test_a_hook_on_a_convolution_is_found_at_its_neurons() -> None:
     net, raster = build("conv_box")
-    net[0].register_forward_hook(lambda module, inputs, output: output.roll(1, dims=1))
+    net[0].register_forward_hook(Late(lambda output: output.roll(1, dims=1)))
     with pytest.raises(CaptureError, match=r"^1: step \d+, sample \d, neuron \[\d, \d, \d\]"):
         capture(net, raster)
 
@@ -387,21 +399,36 @@ def test_a_cell_that_computes_with_other_parameters_is_found(field: str, monkeyp
 
 def test_a_readout_that_differs_in_the_last_bit_is_found() -> None:
     net, raster = build("dense_cuba")
-    net[4].register_forward_hook(lambda module, inputs, output: output * (1 + 2**-22))
+    net[4].register_forward_hook(Late(lambda output: output * (1 + 2**-22)))
     with pytest.raises(CaptureError, match=r"^5: step 0.*CubaLI"):
         capture(net, raster)
 
 
 def test_a_hook_on_the_last_module_is_found_in_the_output() -> None:
     net, raster = build("dense_if")
-    net[4].register_forward_hook(lambda module, inputs, output: output.roll(1, dims=1))
+    net[4].register_forward_hook(Late(lambda output: output.roll(1, dims=1)))
     with pytest.raises(CaptureError, match=r"^output: step \d+.*Output"):
+        capture(net, raster)
+
+
+def test_a_hook_of_operations_is_captured_with_the_module() -> None:
+    net, raster = build("dense_if")
+    net[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    graph = capture(net, raster)
+    assert isinstance(graph.nodes[graph.targets("0")[0]], Scale)
+    assert simulate(graph, raster, record="spikes").output.data.any()
+
+
+def test_a_hook_that_is_not_captured_is_named_by_its_line() -> None:
+    net, raster = build("dense_if")
+    net[0].register_forward_hook(lambda module, inputs, output: output.roll(1, dims=1))
+    with pytest.raises(UnsupportedModuleError, match=r"test_capture\.py:\d+: 0: roll is not captured"):
         capture(net, raster)
 
 
 def test_a_hook_that_changes_a_shape_is_found() -> None:
     net, raster = build("dense_if")
-    net[4].register_forward_hook(lambda module, inputs, output: output[:, :2])
+    net[4].register_forward_hook(Late(lambda output: output[:, :2]))
     with pytest.raises(CaptureError, match=r"output: the module gives shape \(4, 2\), the graph \(4, 5\)"):
         capture(net, raster)
 
@@ -420,11 +447,6 @@ def test_a_decay_above_one_is_refused() -> None:
         capture(SequentialState(Linear(4, 3), box(tau_mem_inv=1500.0)), spikes((4,)))
 
 
-class Doubled(torch.nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 2 * super().forward(x)
-
-
 def pruned_linear() -> torch.nn.Module:
     return prune.l1_unstructured(Linear(4, 3), "weight", 2)
 
@@ -435,30 +457,21 @@ def normed_linear(norm: Callable[[torch.nn.Module], torch.nn.Module]) -> torch.n
         return norm(Linear(4, 3))
 
 
-def tied_linears() -> list[torch.nn.Module]:
-    first, second = Linear(4, 4), Linear(4, 4)
-    second.weight = first.weight
-    return [first, box(), second, box()]
-
-
-def shared_linear() -> list[torch.nn.Module]:
-    linear = Linear(4, 4)
-    return [linear, box(), linear, box()]
-
-
 DENSE_4 = (4,)
 IMAGE = (2, 6, 6)
 
 REFUSED: dict[str, tuple[Callable[[], list[torch.nn.Module]], tuple[int, ...], str]] = {
-    "unknown": (lambda: [torch.nn.Bilinear(4, 4, 3)], DENSE_4, "0: .*Bilinear is not captured; allowed are"),
-    "subclass": (lambda: [Doubled(4, 3), box()], DENSE_4, "0: .*Doubled is not captured"),
-    "relu": (lambda: [Linear(4, 3), torch.nn.ReLU(), box()], DENSE_4, "1: .*ReLU is not captured.*drop it"),
-    "lstm": (lambda: [torch.nn.LSTM(4, 3), box()], DENSE_4, "0: .*LSTM is not captured"),
-    "rnn": (lambda: [torch.nn.RNN(4, 3), box()], DENSE_4, "0: .*RNN is not captured"),
-    "recurrent": (lambda: [norse.LIFRecurrentCell(4, 3)], DENSE_4, "0: .*LIFRecurrentCell.*recurrence is not captured"),
+    "unknown": (lambda: [torch.nn.Bilinear(4, 4, 3)], DENSE_4, "0: Bilinear.*missing 1 required.*'input2'"),
+    "softplus": (lambda: [Linear(4, 3), torch.nn.Softplus(), box()], DENSE_4, "1: Softplus is not captured; use the"),
+    "relu": (lambda: [Linear(4, 3), torch.nn.ReLU(), box()], DENSE_4, "1: ReLU is not captured; behind spikes drop it"),
+    "lstm": (lambda: [torch.nn.LSTM(4, 3), box()], DENSE_4, "0: LSTM is not captured; use LIFRecurrentCell"),
+    "rnn": (lambda: [torch.nn.RNN(4, 3), box()], DENSE_4, "0: RNN is not captured; use LIFRecurrentCell"),
     "adaptive": (lambda: [Linear(4, 3), norse.LIFAdExCell()], DENSE_4, "1: .*LIFAdExCell is not captured.*LSNNCell"),
-    "over_time": (lambda: [Linear(4, 3), norse.LIF()], DENSE_4, "1: .*LIF is not captured.*loop over time outside"),
-    "max_pool": (lambda: [torch.nn.MaxPool2d(2), box()], IMAGE, "0: .*MaxPool2d is not captured.*LPPool2d"),
+    "max_pool": (
+        lambda: [torch.nn.Conv2d(2, 3, 3), torch.nn.MaxPool2d(2), box()],
+        IMAGE,
+        r"1: MaxPool2d takes the largest of values that are no spikes; .*LPPool2d\(1, k\)",
+    ),
     "bernoulli": (
         lambda: [Linear(4, 3), box(method="logistic")],
         DENSE_4,
@@ -511,49 +524,116 @@ REFUSED: dict[str, tuple[Callable[[], list[torch.nn.Module]], tuple[int, ...], s
     ),
     "norm_2": (lambda: [torch.nn.LPPool2d(2, 2), box()], IMAGE, "0: LPPool2d with norm_type 2.*allowed is norm_type 1"),
     "lp_ceil": (lambda: [torch.nn.LPPool2d(1, 4, ceil_mode=True), box()], IMAGE, "0: LPPool2d .*ceil_mode True"),
-    "circular": (
-        lambda: [torch.nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), box()],
-        IMAGE,
-        "'circular', allowed",
-    ),
     "linear_on_image": (lambda: [Linear(6, 3), box()], IMAGE, r"0: Linear receives shape \(2, 6, 6\).*Flatten before"),
-    "flatten_batch": (lambda: [torch.nn.Flatten(0), box()], IMAGE, "0: Flatten.start_dim=0. merges the batch axis"),
-    "flatten_beyond": (lambda: [torch.nn.Flatten(3), box()], DENSE_4, r"0: Flatten\(3, -1\) receives shape \(4,\)"),
+    "flatten_batch": (
+        lambda: [torch.nn.Flatten(0), box()],
+        IMAGE,
+        "0: Flatten gives .*, whose first axis is not the batch",
+    ),
+    "flatten_beyond": (
+        lambda: [torch.nn.Flatten(3), box()],
+        DENSE_4,
+        "0: Flatten receives .* out of range",
+    ),
     "no_statistics": (
         lambda: [Linear(4, 3), torch.nn.BatchNorm1d(3, track_running_stats=False), box()],
         DENSE_4,
-        "1: batch normalization without running statistics",
+        "1: BatchNorm1d has no running statistics.*use track_running_stats=True",
     ),
     "norm_2d_on_dense": (
         lambda: [Linear(4, 3), torch.nn.BatchNorm2d(3), box()],
         DENSE_4,
-        r"1: BatchNorm2d receives shape \(3,\)",
+        r"1: BatchNorm2d receives shape \(3,\) per sample, allowed is \(3, y, x\)",
     ),
-    "norm_1d_on_image": (lambda: [torch.nn.BatchNorm1d(2), box()], IMAGE, r"0: BatchNorm1d receives shape \(2, 6, 6\)"),
+    "norm_1d_on_image": (
+        lambda: [torch.nn.BatchNorm1d(2), box()],
+        IMAGE,
+        r"0: BatchNorm1d .*\(2, 6, 6\) .*, allowed is \(2,\) or",
+    ),
     "other_dt": (
         lambda: [Linear(4, 3), box(), Linear(3, 2), box(dt=2e-3)],
         DENSE_4,
         "3: dt is 0.002 s, .*0.001 s; use one dt",
     ),
-    "tied": (tied_linears, DENSE_4, "2: shares its weight with 0; give each a weight of its own"),
-    "used_twice": (shared_linear, DENSE_4, "2: Linear is used twice; give each use its own module"),
     "no_neurons": (lambda: [Linear(4, 3)], DENSE_4, "holds no neurons"),
-    "nested_hidden": (
-        lambda: [SequentialState(Linear(4, 3), box(), return_hidden=True)],
-        DENSE_4,
-        "0: SequentialState with return_hidden=True; use the default",
-    ),
     "neurons_in_sequential": (
         lambda: [torch.nn.Sequential(Linear(4, 3), box())],
         DENSE_4,
-        "0: LIFBoxCell inside torch.nn.Sequential, which carries no neuron state",
+        r"0\.1: LIFBoxCell starts anew in step 1; hand the state.*torch.nn.Sequential does not",
     ),
     "state_in_sequential": (
         lambda: [torch.nn.Sequential(SequentialState(Linear(4, 3), box()))],
         DENSE_4,
-        "0: SequentialState inside torch.nn.Sequential",
+        r"0\.0\.1: LIFBoxCell starts anew in step 1; hand",
     ),
 }
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def tied_linears() -> list[torch.nn.Module]:
+    first, second = Linear(4, 4), Linear(4, 4)
+    second.weight = first.weight
+    return [first, box(), second, box()]
+
+
+def shared_linear() -> list[torch.nn.Module]:
+    linear = Linear(4, 4)
+    return [linear, box(), linear, box()]
+
+
+def padded(mode: str) -> list[torch.nn.Module]:
+    return [
+        torch.nn.Conv2d(2, 3, 3, padding=(1, 2), padding_mode=mode),
+        box(),
+        torch.nn.Flatten(),
+        Linear(144, 5),
+        box(),
+    ]
+
+
+TAKEN: dict[str, tuple[Callable[[], list[torch.nn.Module]], tuple[int, ...], str]] = {
+    "subclass": (lambda: [Doubled(4, 6), box()], DENSE_4, "Scale"),
+    "relu": (lambda: [Linear(4, 6), box(), torch.nn.ReLU(), Linear(6, 3), box()], DENSE_4, ""),
+    "recurrent": (lambda: [norse.LIFRecurrentCell(4, 6, lively())], DENSE_4, "Delay"),
+    "over_time": (lambda: [Linear(4, 6), norse.LIF(lively())], DENSE_4, "CubaLIF"),
+    "max_pool": (lambda: [torch.nn.Conv2d(2, 3, 3), box(), torch.nn.MaxPool2d(2)], IMAGE, "MaxPool2d"),
+    "max_pool_of_input": (lambda: [torch.nn.MaxPool2d(2), torch.nn.Conv2d(2, 3, 2), box()], IMAGE, "MaxPool2d"),
+    "circular": (lambda: padded("circular"), IMAGE, "Pad"),
+    "reflect": (lambda: padded("reflect"), IMAGE, "Pad"),
+    "replicate": (lambda: padded("replicate"), IMAGE, "Pad"),
+    "tied": (tied_linears, DENSE_4, "Affine"),
+    "used_twice": (shared_linear, DENSE_4, "Affine"),
+}
+
+
+def lively() -> Any:
+    return cuba(tau_syn_inv=500.0, tau_mem_inv=500.0, v_th=0.1).p
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_was_once_refused_is_captured(name: str) -> None:
+    modules, features, node = TAKEN[name]
+    torch.manual_seed(0)
+    net, raster = SequentialState(*modules()), spikes(features, rate=0.5)
+    with torch.no_grad():
+        for parameter_ in net.parameters():
+            parameter_.mul_(4)
+    graph = capture(net, raster)
+    assert not node or node in {type(item).__name__ for item in graph.nodes.values()}
+    recording = simulate(graph, raster, record="spikes")
+    assert all(share > 0 for share in spiking_shares(graph, recording).values())
+    assert [report.problem for report in check_module(net, features) if report.problem] == []
+
+
+def test_a_shared_weight_is_one_parameter() -> None:
+    for modules in (tied_linears, shared_linear):
+        graph = capture(SequentialState(*modules()), spikes(DENSE_4))
+        assert set(graph.parameters.values()) == {"0.weight"}
+        assert len(graph.parameters) == 2
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -575,20 +655,31 @@ def test_check_module_says_what_capture_would_say(name: str) -> None:
 
 def test_check_module_finds_every_problem() -> None:
     net = SequentialState(
-        torch.nn.Conv2d(2, 3, 3, padding_mode="circular"),
+        torch.nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"),
+        torch.nn.Identity(),
         torch.nn.MaxPool2d(2),
         box(method="logistic"),
         torch.nn.Flatten(),
-        Linear(12, 3).double(),
+        Linear(27, 3).double(),
         box(dt=2e-3),
-        box(),
+        torch.nn.Sigmoid(),
+        torch.nn.Softplus(),
+        norse.LIFExCell(),
     )
-    problems = {report.path: report.problem for report in check_module(net, IMAGE) if report.problem}
-    assert set(problems) == {"0", "1", "2", "4", "6"}
-    assert "circular" in problems["0"]
-    assert "'logistic' is probabilistic" in problems["2"]
-    assert "torch.float64" in problems["4"]
-    assert "dt is 0.001 s, the neurons before it have 0.002 s" in problems["6"]
+    before = snapshot(net)
+    reports = check_module(net, IMAGE)
+    assert_same(before, snapshot(net))
+    assert [report.path for report in reports] == list("0123456789")
+    works = {report.path: (report.node, report.shape) for report in reports if not report.problem}
+    assert works == {"0": ("Pad + Conv2d", (3, 6, 6)), "1": ("-", None), "4": ("Flatten", (27,))}
+    problems = {report.path: report.problem for report in reports if report.problem}
+    assert problems["2"].startswith("2: MaxPool2d takes the largest of values that are no spikes")
+    assert "'logistic' is probabilistic" in problems["3"]
+    assert "torch.float64" in problems["5"]
+    assert "dt is 0.002 s, the neurons before it have 0.001 s" in problems["6"]
+    assert problems["7"] == "7: Sigmoid is not captured; use a neuron of norse.torch in its place"
+    assert problems["8"].startswith("8: Softplus is not captured")
+    assert "LIFExCell is not captured" in problems["9"]
 
 
 def nan_weight() -> SequentialState:
@@ -636,7 +727,7 @@ def test_an_unknown_reset_method_is_refused() -> None:
 
 def test_parametrized_weights_are_refused() -> None:
     net = SequentialState(torch.nn.utils.parametrizations.weight_norm(Linear(4, 3)), box())
-    with pytest.raises(UnsupportedModuleError, match=r"0: .*Parametrized"):
+    with pytest.raises(UnsupportedModuleError, match=r"0: the weight is parametrized; .*remove_parametrizations"):
         capture(net, spikes((4,)))
 
 
@@ -645,28 +736,35 @@ def test_hidden_outputs_are_refused() -> None:
         capture(SequentialState(Linear(4, 3), box(), return_hidden=True), spikes((4,)))
 
 
-@pytest.mark.parametrize("net", [torch.nn.Sequential(Linear(4, 3)), Linear(4, 3), LIFCell()])
-def test_other_containers_are_refused(net: torch.nn.Module) -> None:
-    with pytest.raises(UnsupportedModuleError, match=r"is not captured; allowed is norse.torch.SequentialState"):
+@pytest.mark.parametrize("net", [torch.nn.Sequential(Linear(4, 3)), Linear(4, 3)])
+def test_networks_without_neurons_are_refused(net: torch.nn.Module) -> None:
+    with pytest.raises(UnsupportedModuleError, match=r"\(net\): holds no neurons; allowed are networks with at least"):
         capture(net, spikes((4,)))
 
 
-def test_names_that_would_collide_are_refused() -> None:
+def test_a_neuron_alone_is_a_network() -> None:
+    raster = spikes((4,))
+    graph = capture(cuba(tau_syn_inv=500.0, tau_mem_inv=500.0), raster)
+    assert list(graph.nodes) == ["input", "net", "output"]
+    assert simulate(graph, raster, record="spikes").output.data.any()
+
+
+def test_names_that_would_collide_get_a_number() -> None:
     inner = torch.nn.Sequential()
     inner.add_module("0_0", Linear(4, 4))
     inner.add_module("0", torch.nn.Sequential(Linear(4, 3)))
     assert node_name("0.0_0") == node_name("0.0.0")
-    with pytest.raises(UnsupportedModuleError, match="another module is named '0_0_0' too"):
-        capture(SequentialState(inner, box()), spikes((4,)))
+    graph = capture(SequentialState(inner, box()), spikes((4,)))
+    assert graph.parameters == {"0_0_0": "0.0_0.weight", "0_0_0_2": "0.0.0.weight"}
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(GraphError, match=r"2: Affine receives shape \(3,\), allowed is \(5,\)"):
+    with pytest.raises(UnsupportedModuleError, match=r"2: Linear receives shape \(3,\) per sample, allowed is \(5,\)"):
         capture(SequentialState(Linear(4, 3), box(), Linear(5, 2), box()), spikes((4,)))
 
 
 def test_parameters_of_another_size_are_refused() -> None:
-    with pytest.raises(GraphError, match=r"1: parameter of shape \(5,\) does not fit neurons of shape \(3,\)"):
+    with pytest.raises(UnsupportedModuleError, match=r"1: .* receives shape \(3,\) .*, its v_th has shape \(5,\)"):
         capture(SequentialState(Linear(4, 3), box(v_th=torch.ones(5))), spikes((4,)))
 
 
@@ -697,12 +795,13 @@ def test_check_module_goes_on_behind_a_problem() -> None:
     reports = check_module(net, (2, 6, 6))
     assert [bool(report.problem) for report in reports] == [False, True, False, False, False, True]
     assert reports[0].shape == (3, 4, 4)
-    assert reports[2] == ModuleReport("2", "LIFBoxCell", "?", None)
+    assert reports[2] == ModuleReport("2", "LIFBoxCell", "LIF", (3, 2, 2))
 
 
-def test_check_module_of_another_container() -> None:
-    (report,) = check_module(Linear(4, 3), (4,))
-    assert "allowed is norse.torch.SequentialState" in report.problem
+def test_check_module_of_a_network_without_neurons() -> None:
+    *_, report = check_module(Linear(4, 3), (4,))
+    assert report.path == "(net)"
+    assert "holds no neurons" in report.problem
 
 
 def test_check_module_of_a_network_with_hidden_outputs() -> None:

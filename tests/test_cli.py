@@ -536,7 +536,7 @@ def test_check_module_needs_features(features: str | None, message: str, cli: Cl
 def test_check_module_with_features_of_another_network(cli: Cli) -> None:
     code, _, err = cli("check-module", "user_networks:factory", "--features", "23")
     assert code == 2
-    assert "receives shape (23,), allowed is (24,)" in err
+    assert "receives shape (23,) per sample, allowed is (24,)" in err
 
 
 def test_report_prints_the_tables_again(place: Path, cli: Cli) -> None:

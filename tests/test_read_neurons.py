@@ -15,7 +15,6 @@ import torch
 from slamp.dynamics import NeuronDynamics, NeuronState, exact_float32
 from slamp.errors import UnsupportedModuleError
 from slamp.nodes import LIF, CubaLIF
-from slamp.read_modules import read_module
 from slamp.read_neurons import KINDS, NEURON_ADVICE, neuron_of
 
 NEURONS, INPUTS, STEPS, BATCH = 5, 7, 30, 3
@@ -151,9 +150,8 @@ def test_other_neurons_are_refused_by_name_with_the_nearest(name: str) -> None:
     nearest = re.findall(r"\w+Cell", NEURON_ADVICE[name].partition("nearest is")[2])
     assert nearest
     assert set(nearest) <= {known.__name__ for known in KINDS}
-    for read in (neuron_of, read_module):
-        with pytest.raises(UnsupportedModuleError, match=rf"a\.b: .*{name} is not captured.*{nearest[0]}"):
-            read(module, (NEURONS,), where="a.b", dt=None)
+    with pytest.raises(UnsupportedModuleError, match=rf"a\.b: .*{name} is not captured.*{nearest[0]}"):
+        neuron_of(module, (NEURONS,), where="a.b", dt=None)
 
 
 def test_a_subclass_is_refused() -> None:
@@ -202,17 +200,3 @@ def test_one_step_and_many_are_the_same_node() -> None:
         node = neuron_of(kind(*sizes(kind)), (NEURONS,), where="n", dt=None)
         assert type(node) is CubaLIF
     assert type(neuron_of(norse.torch.LIFBoxCell(), (NEURONS,), where="n", dt=None)) is LIF
-
-
-@pytest.mark.parametrize(
-    ("kind", "advice"),
-    [
-        (norse.torch.LIF, "use LIFCell in a SequentialState"),
-        (norse.torch.LSNN, "use LSNNCell in a SequentialState"),
-        (norse.torch.LSNNRecurrentCell, "recurrence is not captured yet"),
-        (norse.torch.LILinearCell, "use Linear.bias=False. followed by LICell"),
-    ],
-)
-def test_read_module_takes_feed_forward_cells_alone(kind: type[torch.nn.Module], advice: str) -> None:
-    with pytest.raises(UnsupportedModuleError, match=f"n: .*{kind.__name__} is not captured.*{advice}"):
-        read_module(kind(*sizes(kind)), (NEURONS,), where="n", dt=None)

@@ -36,9 +36,9 @@ def compare_with_module(
         run: How it was run.
         parts: The neurons' sites by node.
     """
-    cells = sum(graph.shapes[name] != () and _size(graph, name) for name in parts.neurons)
+    kept = sum(_size(graph, name) * (1 if isinstance(graph.nodes[name], SPIKING) else 4) for name in parts.neurons)
     steps = rasters[0].steps if run.recorded.style != "steps" else 1
-    samples = max(1, KEPT_BYTES // max(1, 4 * cells * steps))
+    samples = max(1, KEPT_BYTES // max(1, kept * steps))
     for start in range(0, rasters[0].batch, samples):
         stop = min(start + samples, rasters[0].batch)
         pieces = aligned([item.samples(start, stop) for item in rasters])

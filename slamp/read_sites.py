@@ -189,7 +189,10 @@ class _Reader:
             case "sum_pool":
                 return SumPool2d(*settings)
             case "adaptive_avg_pool":
-                return AdaptiveAvgPool2d((int(settings[0]), int(settings[1])))
+                sides = (int(settings[0]), int(settings[1]))
+                if all(side % size == 0 for side, size in zip(sides, before[-2:], strict=True)):
+                    return Upsample2d((sides[0] // before[-2], sides[1] // before[-1]))  # means of one value each
+                return AdaptiveAvgPool2d(sides)
             case "upsample":
                 return Upsample2d((int(settings[0]), int(settings[1])))
             case "pad":
@@ -291,6 +294,8 @@ class _Reader:
         if kind == "relu":
             source, _ = self._resolved(next(operand for operand in site.operands if isinstance(operand, Edge)))
             return source in self.positive
+        if kind == "adaptive_avg_pool":
+            return tuple(site.operation.settings) == before[-2:]
         if kind == "pad":
             return not any(site.operation.settings[0])
         neutral = {"add": 0.0, "scale": 1.0}.get(kind)

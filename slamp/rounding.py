@@ -185,14 +185,9 @@ def _summed(parts: Sequence[Bounded]) -> Bounded:
     """Sum over the edges into a node."""
     if len(parts) == 1:
         return parts[0]
-    total = _added(parts)
-    return Bounded(total.value, total.error + _gamma(len(parts)) * _size(parts))
-
-
-def _added(parts: Sequence[Bounded]) -> Bounded:
-    """Sum in exact arithmetic, with the errors of its parts alone."""
     value = torch.stack([part.value for part in parts]).sum(0)
-    return Bounded(value, torch.stack([part.error for part in parts]).sum(0))
+    error = torch.stack([part.error for part in parts]).sum(0)
+    return Bounded(value, error + _gamma(len(parts)) * _size(parts))
 
 
 def _size(parts: Sequence[Bounded]) -> torch.Tensor:
@@ -288,7 +283,8 @@ def _adaptive(node: AdaptiveAvgPool2d, x: Bounded) -> Bounded:
 
 
 def _membranes(state: _State, parts: Sequence[Bounded], fired: torch.Tensor | None) -> Bounded:
-    total, size = _added(parts), _size(parts)
+    total = _summed(parts)
+    size = torch.maximum(_size(parts), total.value.abs() + total.error)
     value, error = torch.empty_like(total.value), torch.empty_like(total.error)
     for t in range(total.value.shape[0]):
         state.integrate(Bounded(total.value[t], total.error[t]), size[t], len(parts))
@@ -342,33 +338,30 @@ class _State:
         """Advance to the membrane that is compared with the threshold.
 
         Args:
-            x: Sum over the edges, with the errors of what came over them.
-            size: Sum of the largest absolute values over the edges.
+            x: Sum over the edges.
+            size: The largest value that the sum, or one of its parts, may pass through.
             edges: Their number; targets add them to one another, or one by one to the current.
         """
         if isinstance(self.node, (CubaLIF, CubaLI)):
-            drive, size = self._current(x, size, edges)
-        else:
-            drive = Bounded(x.value, x.error + (_gamma(edges) * size if edges > 1 else 0.0))
-            size = size + drive.error - x.error
+            x, size = self._current(x, size, edges)
         if isinstance(self.node, IF):
             size = self.v.abs() + self.v_error + size
-            self.v = self.v + drive.value
-            self.v_error = self.v_error + drive.error + _gamma(GAIN) * size + 2 * TINY
+            self.v = self.v + x.value
+            self.v_error = self.v_error + x.error + _gamma(GAIN) * size + 2 * TINY
             return
         keep, decay, leak = 1 - self.decay_mem, self.decay_mem, self.v_leak
         before = self.v.abs() + self.v_error
-        self.v = keep * self.v + decay * (leak + drive.value)
+        self.v = keep * self.v + decay * (leak + x.value)
         local = _gamma(UPDATE) * before + _gamma(GAIN) * decay * (before + leak.abs() + size)
-        self.v_error = keep * self.v_error + decay * drive.error + local + 4 * TINY
+        self.v_error = keep * self.v_error + decay * x.error + local + 4 * TINY
 
     def _current(self, x: Bounded, size: torch.Tensor, edges: int) -> tuple[Bounded, torch.Tensor]:
         """Add the input to the decayed current; ``i`` is kept as the membrane sees it, before its own decay."""
-        keep, more = 1 - self.decay_syn, edges - 1
+        keep = 1 - self.decay_syn
         before = self.i.abs() + self.i_error
         self.i = keep * self.i + x.value
-        local = _gamma(UPDATE + more) * before + _gamma(UPDATE + CONSTANT) * self.decay_syn * before
-        self.i_error = keep * self.i_error + x.error + local + _gamma(GAIN + more) * size + 4 * TINY
+        local = _gamma(UPDATE + edges - 1) * before + _gamma(UPDATE + CONSTANT) * self.decay_syn * before
+        self.i_error = keep * self.i_error + x.error + local + _gamma(GAIN) * size + 4 * TINY
         return Bounded(self.i, self.i_error), self.i.abs() + self.i_error
 
     def reset(self, fired: torch.Tensor) -> None:

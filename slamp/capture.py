@@ -231,8 +231,7 @@ def _own_problems(net: torch.nn.Module) -> dict[str, str]:
     for name, module in net.named_modules():
         path = name or "(net)"
         try:
-            if _is_leaf(module) or torch.nn.utils.parametrize.is_parametrized(module):
-                check_plain_weights(module, path)
+            check_plain_weights(module, path)
             if is_neuron(module):
                 check_neuron(module, where=path, dt=None)
         except UnsupportedModuleError as error:

@@ -22,6 +22,7 @@ from slamp.unrolled import Read
 # What a module that loops over time gives at once is kept until the graph has come as far; the batch is cut so that it
 # stays below this.
 KEPT_BYTES = 256 << 20
+LINE = 16  # float32 numbers in 64 bytes
 
 
 def compare_with_module(
@@ -36,34 +37,27 @@ def compare_with_module(
         run: How it was run.
         parts: The neurons' sites by node.
     """
-    kept = sum(_size(graph, name) * (1 if isinstance(graph.nodes[name], SPIKING) else 4) for name in parts.neurons)
-    steps = rasters[0].steps if run.recorded.style != "steps" else 1
+    size = {name: prod(graph.shapes[name]) for name in parts.neurons}
+    kept = sum(cells * (1 if isinstance(graph.nodes[name], SPIKING) else 4) for name, cells in size.items())
+    over_time = run.recorded.style != "steps"
+    steps = rasters[0].steps if over_time else 1
     samples = max(1, KEPT_BYTES // max(1, kept * steps))
     for start in range(0, rasters[0].batch, samples):
         stop = min(start + samples, rasters[0].batch)
-        pieces = aligned([item.samples(start, stop) for item in rasters])
+        pieces = aligned([item.samples(start, stop) for item in rasters], over_time=over_time)
         _Comparison(net, graph, pieces, run, parts, start).compare()
 
 
-def aligned(rasters: Sequence[SpikeRaster]) -> list[SpikeRaster]:
+def aligned(rasters: Sequence[SpikeRaster], *, over_time: bool) -> list[SpikeRaster]:
     """Repeat the first samples until every step takes whole cache lines.
 
-    The module sees steps as views into one tensor, and BLAS may sum in another order where memory is not aligned.
+    The module sees steps as views into one tensor, and BLAS may sum in another order where memory is not aligned, or
+    where a matrix of all steps has a row more than one step. ``over_time`` says that layers see all steps at once.
     """
     batch = rasters[0].batch
-    line = 16  # float32 numbers, 64 bytes
-    full = next(size for size in range(batch, batch + line) if all(size * _cells(item) % line == 0 for item in rasters))
-    if full == batch:
-        return list(rasters)
-    return [item.select([index % batch for index in range(full)]) for item in rasters]
-
-
-def _cells(raster: SpikeRaster) -> int:
-    return prod(raster.features)
-
-
-def _size(graph: SpikingGraph, name: str) -> int:
-    return int(torch.Size(graph.shapes[name]).numel())
+    sizes = [1] if over_time else [prod(item.features) for item in rasters]
+    full = next(count for count in range(batch, batch + LINE) if all(count * size % LINE == 0 for size in sizes))
+    return list(rasters) if full == batch else [item.select([k % batch for k in range(full)]) for item in rasters]
 
 
 class _Comparison:

@@ -25,7 +25,7 @@ def check_plain_weights(module: torch.nn.Module, where: str) -> None:
             f"{where}: the weight is no parameter but made before each call by {', '.join(makers) or 'other code'}; "
             f"call torch.nn.utils.{advice} first"
         )
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
             raise UnsupportedModuleError(f"{where}: {name} is {tensor.dtype}; allowed is float32; call net.float()")
         if tensor.is_meta:

@@ -99,6 +99,7 @@ def record(
     data = [_excerpt(tensor, steps, batch) for tensor in inputs]
     failures: dict[Style, Exception] = {}
     where: dict[Style, str] = {}
+    apart: set[Style] = set()
     for style in styles:
         tracer = Tracer(net, is_neuron, check or _check)
         try:
@@ -107,20 +108,25 @@ def record(
         except Exception as error:  # noqa: BLE001  # the user's code may raise anything
             failures[style] = error
             where[style] = tracer.failure
-            if style == "steps" or (_taken_apart(tracer.trace, style) and isinstance(error, SlampError)):
+            if _taken_apart(tracer.trace, style):
+                apart.add(style)
+            if style == "steps" or (style in apart and isinstance(error, SlampError)):
                 break
             continue
         if style == "steps" or _taken_apart(tracer.trace, style):
             return Recorded(style, tracer.trace, tuple(tuple(tensor.shape[2:]) for tensor in data), steps, batch)
-    raise _worst(failures, where, net)
+    raise _worst(failures, where, apart, net)
 
 
-def _worst(failures: dict[Style, Exception], where: dict[Style, str], net: torch.nn.Module) -> Exception:
-    """Return the error that says most: what was refused, else what one step raised."""
+def _worst(
+    failures: dict[Style, Exception], where: dict[Style, str], apart: set[Style], net: torch.nn.Module
+) -> Exception:
+    """Return the error that says most: what was refused, else what a loop over time raised, else one step."""
     for error in failures.values():
         if isinstance(error, SlampError):
             return error
-    style = "steps" if "steps" in failures else next(iter(failures), None)
+    style = next((style for style in failures if style in apart), "steps" if "steps" in failures else None)
+    style = style or next(iter(failures), None)
     if style is None:
         return UnsupportedModuleError(
             "(net): takes its input neither step by step nor apart along time; loop over the first axis of the input, "
@@ -129,7 +135,9 @@ def _worst(failures: dict[Style, Exception], where: dict[Style, str], net: torch
     error = failures[style]
     line, place = _line_of(error), where.get(style, "")
     found = f"{line}: {place}" if line and place else line or place or "(net)"
-    given = "one time step, (batch, ...)" if style == "steps" else "a sequence, (time, batch, ...)"
+    given = {"steps": "one time step, (batch, ...)", "sequence": "a sequence, (time, batch, ...)"}.get(
+        style, "a sequence, (batch, time, ...)"
+    )
     return UnsupportedModuleError(
         f"{found}: {type(error).__name__}: {error}; {type(net).__name__} was given {given}; "
         "check the shape of the samples, (time, batch, *features), against what its forward expects"

@@ -181,12 +181,16 @@ class Tracer(TorchFunctionMode):
                 "what a step computes must not depend on it; use tensor operations, or read it outside of the module",
             )
         arguments, options = self._valued(tuple(args)), self._valued(dict(kwargs))
+        changed = _changed_in_place(name, arguments, options)
+        kept = changed.tensor.detach().clone() if changed is not None and changed.known else None
         before = torch.get_rng_state()
         result = func(*args, **kwargs)
         if not torch.equal(before, torch.get_rng_state()):
             raise self._refuse(f"{name} draws random numbers", "leave noise out of the forward pass in evaluation")
         if any(True for _ in _tensors((args, kwargs))):
             self._record(name, None, arguments, options, result, known=not tensors)
+        if changed is not None and kept is not None:
+            changed.tensor = kept  # the constant that was read before is what it was then
         return result
 
     def _call_module(self, call: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:

@@ -6,6 +6,7 @@ Tensors are told apart by identity. What the calls mean, and which of them belon
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,15 @@ def words(text: str) -> frozenset[str]:
 
 Leaf = Callable[[torch.nn.Module], bool]
 Check = Callable[[torch.nn.Module, str], None]
-LIBRARIES = (*(str(Path(str(module.__file__)).parent) for module in (torch, norse)), str(Path(__file__).parent))
+# Where no user's code is: of Norse, that is norse.torch without its models, which are networks like the user's, as are
+# those of norse.task.
+_NORSE = Path(str(norse.__file__)).parent / "torch"
+_PACKAGES = (
+    Path(str(torch.__file__)).parent,
+    *(_NORSE / part for part in ("functional", "module", "utils")),
+    Path(__file__).parent,
+)
+LIBRARIES = tuple(f"{path}{os.sep}" for path in _PACKAGES)
 # Drawn numbers differ from run to run, so nothing can be proven of them.
 RANDOM = words(
     "rand randn randint randperm rand_like randn_like randint_like normal bernoulli poisson multinomial "

@@ -150,7 +150,7 @@ class _Comparison:
         style = self.run.recorded.style
         run_style(self.net, self._inputs(), style, call, lambda tensor: tensor)
         output = _first(results[0])
-        if output is not None and style == "batch first" and not self.run.sites.readout:
+        if output is not None and self.run.sites.time_axis == 1 and not self.run.sites.readout:
             output = output.transpose(0, 1)
         kept: list[torch.Tensor] = []
         for step in stream(self.graph, self.raster):

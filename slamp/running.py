@@ -25,7 +25,7 @@ from slamp.read_modules import check_plain_weights
 from slamp.read_neurons import check_neuron
 from slamp.sites import Edge, Folding, Sites
 from slamp.tracing import LIBRARIES, Check, Trace, Tracer, Value
-from slamp.unrolled import Instance, Operation, Read, Stack, State, Unread
+from slamp.unrolled import Instance, Operation, Pieces, Read, Stack, State, Unread
 
 Style = Literal["steps", "sequence", "batch first"]
 TRACED_STEPS = 5  # enough to see what is handed from step to step
@@ -281,9 +281,12 @@ def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = F
         if index == 0:
             edge, readout, reading = _first_output(folding, meaning, steps)
             edges.append(edge)
-        elif isinstance(meaning, Stack) and len(meaning.entries) == steps and meaning.over_time:
-            edges.append(folding.output(meaning))
-    sites = Sites(folding.reached([edge.source for edge in edges]), tuple(edges), readout, reading)
+            continue
+        later = meaning.stack if isinstance(meaning, Pieces) else meaning
+        if isinstance(later, Stack) and len(later.entries) == steps and later.over_time:
+            edges.append(folding.output(later))
+    axis = found[0].axis if isinstance(found[0], Stack) else 0
+    sites = Sites(folding.reached([edge.source for edge in edges]), tuple(edges), readout, reading, axis)
     return Run(recorded, sites, reader)
 
 
@@ -302,6 +305,10 @@ def _first_output(folding: Folding, meaning: Any, steps: int) -> tuple[Edge, str
     match meaning:
         case Unread():
             raise UnsupportedModuleError(meaning.message)
+        case Pieces():
+            raise UnsupportedModuleError(
+                f"{meaning.call.where}: stack: the output is cut into pieces; join them by torch.cat"
+            )
         case Stack():
             if len(meaning.entries) != steps:
                 raise UnsupportedModuleError(

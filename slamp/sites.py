@@ -65,12 +65,14 @@ class Sites:
         outputs: What it gives: edges, the output first.
         readout: How the output is read over time ("sum", "mean", "max", "last"), or "".
         reading: What returned that, to compare it; None if every step was returned.
+        time_axis: Axis of time in what was returned first, of every step.
     """
 
     sites: tuple[Site, ...]
     outputs: tuple[Edge, ...]
     readout: str = ""
     reading: Read | None = field(default=None, compare=False)
+    time_axis: int = 0
 
 
 class Folding:

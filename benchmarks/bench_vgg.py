@@ -90,7 +90,9 @@ def measured(side: str) -> dict[str, float]:
 def rows() -> list[tuple[str, float, str]]:
     """Measure and return (what, value, unit and target)."""
     peer, ours = measured("norse"), measured("slamp")
-    result = [(f"VGG16: {name} / norse forward", ours[name] / peer["forward"], "x") for name in ours if name != "memory"]
+    result = [
+        (f"VGG16: {name} / norse forward", ours[name] / peer["forward"], "x") for name in ours if name != "memory"
+    ]
     whole = sum(value for name, value in ours.items() if name != "memory")
     result.append(("VGG16: all five / norse forward", whole / peer["forward"], "x (at most 3)"))
     result.append(("VGG16: peak memory / norse forward", ours["memory"] / peer["memory"], "x (at most 3)"))

@@ -7,7 +7,7 @@ import platform
 import numpy as np
 import torch
 
-from benchmarks import bench_allocate, bench_calibrate, bench_loihi, bench_map, bench_prune
+from benchmarks import bench_allocate, bench_calibrate, bench_loihi, bench_map, bench_prune, bench_vgg
 
 
 def main() -> None:
@@ -24,6 +24,8 @@ def main() -> None:
     bench_map.main()
     print("\ncalibration, one thread")
     bench_calibrate.main()
+    print("\ncapture to export of VGG16, one thread, each side in a process of its own")
+    bench_vgg.main()
     print("\nfixed point: both engines against Lava")
     bench_loihi.main()
 

@@ -202,9 +202,9 @@ def _lower_node(node: Node, shape: Shape, dt: float) -> Any:
         case Output():
             return nir.Output(np.array(node.shape))
         case Linear():
-            return nir.Linear(weight=_copy(node.weight))
+            return nir.Linear(weight=_contiguous(node.weight))
         case Affine():
-            return nir.Affine(weight=_copy(node.weight), bias=_copy(node.bias))
+            return nir.Affine(weight=_contiguous(node.weight), bias=_contiguous(node.bias))
         case Conv1d() | Conv2d():
             return _lower_conv(node, shape)
         case SumPool2d():
@@ -213,7 +213,7 @@ def _lower_node(node: Node, shape: Shape, dt: float) -> Any:
             return nir.AvgPool2d(np.array(node.kernel_size), np.array(node.stride), np.array(node.padding))
         case Scale():
             full = np.broadcast_to(node.scale.reshape(-1, *(1,) * (len(shape) - 1)), shape)
-            return nir.Scale(scale=_copy(full))
+            return nir.Scale(scale=_contiguous(full))
         case Delay():
             return nir.Delay(delay=_delay(node, dt))
         case _ if isinstance(node, NEURON):
@@ -223,8 +223,8 @@ def _lower_node(node: Node, shape: Shape, dt: float) -> Any:
 
 
 def _lower_conv(node: Conv1d | Conv2d, shape: Shape) -> Any:
-    bias = np.zeros(node.weight.shape[0], dtype=np.float32) if node.bias is None else _copy(node.bias)
-    weight, groups = _copy(node.weight), node.groups
+    bias = np.zeros(node.weight.shape[0], dtype=np.float32) if node.bias is None else _contiguous(node.bias)
+    weight, groups = _contiguous(node.weight), node.groups
     if isinstance(node, Conv2d):
         return nir.Conv2d(shape[1:], weight, node.stride, node.padding, node.dilation, groups, bias)
     padding = node.padding if isinstance(node.padding, str) else node.padding[0]
@@ -234,11 +234,11 @@ def _lower_conv(node: Conv1d | Conv2d, shape: Shape) -> Any:
 def _lower_neuron(node: Neuron, dt: float) -> Any:
     if isinstance(node, IF):
         gain = np.full(node.v_threshold.shape, dt)
-        return nir.IF(r=_unit_gain(gain), v_threshold=_copy(node.v_threshold), v_reset=_copy(node.v_reset))
+        return nir.IF(r=_unit_gain(gain), v_threshold=_contiguous(node.v_threshold), v_reset=_contiguous(node.v_reset))
     tau_mem, ones = _time_constant(node.decay_mem, dt), np.ones(node.decay_mem.shape, dtype=np.float32)
-    known: dict[str, np.ndarray] = {"r": ones, "v_leak": _copy(node.v_leak)}
+    known: dict[str, np.ndarray] = {"r": ones, "v_leak": _contiguous(node.v_leak)}
     if isinstance(node, (LIF, CubaLIF)):
-        known |= {"v_threshold": _copy(node.v_threshold), "v_reset": _copy(node.v_reset)}
+        known |= {"v_threshold": _contiguous(node.v_threshold), "v_reset": _contiguous(node.v_reset)}
     if isinstance(node, (CubaLIF, CubaLI)):
         tau_syn = _time_constant(node.decay_syn, dt)
         known |= {"tau_mem": tau_mem, "tau_syn": tau_syn, "w_in": _unit_gain(dt / tau_syn.astype(np.float64))}
@@ -280,7 +280,7 @@ def _unit_gain(share: np.ndarray) -> np.ndarray:
 
 def _node_metadata(node: Node) -> dict[str, Any]:
     kept = (*IN_METADATA, "scale") if _shifts(node) else IN_METADATA
-    arrays = {key: _copy(array) for key, array in arrays_of(node).items() if key in kept}
+    arrays = {key: _contiguous(array) for key, array in arrays_of(node).items() if key in kept}
     if not isinstance(node, NEURON):
         return dict(arrays)
     start = "v = v_reset" if isinstance(node, IF) else "v = v_leak"
@@ -318,5 +318,5 @@ def _graph_metadata(graph: SpikingGraph) -> dict[str, Any]:
     }
 
 
-def _copy(array: np.ndarray) -> np.ndarray:
-    return np.array(array, dtype=np.float32, order="C", copy=True)
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=np.float32)  # nir copies what it writes, and writes to nothing here

@@ -22,12 +22,12 @@ from exporters import euler
 from exporters.nir_differences import differences
 from exporters.nir_lowering import lift, lower, reset_by_subtraction, wiring_conventions
 from slamp.errors import ArtifactError, RasterError, RunFileError
-from slamp.graph import SpikingGraph
+from slamp.graph import SpikingGraph, worth_compressing
 from slamp.manifest import Artifact, staged_artifact
 from slamp.raster import Kind, SpikeRaster
 from slamp.simulate import Recording, Trace, check_raster, is_spiking_output, simulate
 
-COMPRESSIONS = ("gzip", "lzf")
+COMPRESSIONS = ("auto", "gzip", "lzf", "none")
 SEAL = b"\nslamp-sha256 "
 SEAL_BYTES = len(SEAL) + 64 + 1
 # What h5py and nir raise for a file that is damaged, truncated or something else (nir asserts and indexes freely).
@@ -54,7 +54,8 @@ class NirExporter:
 
     Attributes:
         strict: Refuse reset by subtraction, which NIR cannot say. With False it is stated in the metadata alone.
-        compression: HDF5 filter of the arrays, "gzip" or "lzf".
+        compression: HDF5 filter of the arrays, "gzip", "lzf" or "none"; "auto" is "gzip" where it is worth its time,
+            which it is not for large networks without zeros.
         golden: Held-out input; it is stored with the spikes it causes, in NIR's own data format.
 
     Raises:
@@ -63,7 +64,7 @@ class NirExporter:
 
     name: ClassVar[str] = "nir"
     strict: bool = True
-    compression: str = "gzip"
+    compression: str = "auto"
     golden: SpikeRaster | None = None
 
     def __post_init__(self) -> None:
@@ -86,9 +87,12 @@ class NirExporter:
             OutputDirectoryError: The directory holds files that are not ours.
         """
         network = lower(graph, self.strict)
+        worth = "gzip" if worth_compressing(graph) else "none"
+        compression = worth if self.compression == "auto" else self.compression
+        filtering = None if compression == "none" else compression
         options = {
             "strict": self.strict,
-            "compression": self.compression,
+            "compression": compression,
             "golden": None if self.golden is None else {"steps": self.golden.steps, "batch": self.golden.batch},
             "reset_by_subtraction": reset_by_subtraction(graph),
             "output": "spikes" if is_spiking_output(graph) else "values",
@@ -96,11 +100,11 @@ class NirExporter:
         }
         golden = None if self.golden is None else _golden(graph, self.golden)
         with staged_artifact(graph, Path(directory), target=self.name, options=options, latency_steps=0) as staged:
-            nir.write(staged.directory / "network.nir", network, compression=self.compression)
+            nir.write(staged.directory / "network.nir", network, compression=filtering)
             _seal(staged.directory / "network.nir")
             staged.roles["network"] = "network.nir"
             for role, data in (golden or {}).items():
-                nir.write_data(staged.directory / f"{role}.nird", data, compression=self.compression)
+                nir.write_data(staged.directory / f"{role}.nird", data, compression=filtering)
                 staged.roles[role] = f"{role}.nird"
         return Artifact(Path(directory), self.name, 0)
 

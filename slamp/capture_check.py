@@ -37,10 +37,11 @@ def compare_with_module(
         run: How it was run.
         parts: The neurons' sites by node.
     """
-    cells = sum(prod(graph.shapes[name]) for name in parts.neurons)
+    size = {name: prod(graph.shapes[name]) for name in parts.neurons}
+    kept = sum(cells * (1 if isinstance(graph.nodes[name], SPIKING) else 4) for name, cells in size.items())
     over_time = run.recorded.style != "steps"
     steps = rasters[0].steps if over_time else 1
-    samples = max(1, KEPT_BYTES // max(1, 4 * cells * steps))
+    samples = max(1, KEPT_BYTES // max(1, kept * steps))
     for start in range(0, rasters[0].batch, samples):
         stop = min(start + samples, rasters[0].batch)
         pieces = aligned([item.samples(start, stop) for item in rasters], over_time=over_time)

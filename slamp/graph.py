@@ -180,8 +180,9 @@ class SpikingGraph:
             for key, array in arrays_of(node).items():
                 arrays[f"{name}/{key}"] = _stored(array)
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        write_atomically(Path(path), buffer.getvalue())
+        save = np.savez_compressed if worth_compressing(self) else np.savez
+        save(buffer, allow_pickle=False, **arrays)
+        write_atomically(Path(path), buffer.getbuffer())
 
 
 def load_graph(path: str | Path) -> SpikingGraph:
@@ -203,6 +204,13 @@ def load_graph(path: str | Path) -> SpikingGraph:
         stated = str(header.get("hash"))
         raise ArtifactError(f"{path}: the content has hash {graph.hash[:12]}, the file states {stated:.12}")
     return graph
+
+
+def worth_compressing(graph: SpikingGraph) -> bool:
+    """True unless most weights are there: numbers without zeros take minutes and stay as large."""
+    weights = [node.weight for node in graph.weighted.values()]
+    size = sum(weight.size for weight in weights)
+    return size < 1 << 20 or 2 * sum(int(np.count_nonzero(weight)) for weight in weights) < size
 
 
 def graph_header(graph: SpikingGraph) -> dict[str, Any]:

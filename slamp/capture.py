@@ -29,7 +29,10 @@ evaluation_mode = left_as_found
 
 @dataclass(frozen=True)
 class ModuleReport:
-    """What becomes of one module. ``node`` is the node type, "-" if it vanishes; ``problem`` is empty if it works."""
+    """What becomes of one module. ``node`` is the node type, "-" if it vanishes.
+
+    ``problem`` is empty if it works; else one line for each thing that does not.
+    """
 
     path: str
     module: str
@@ -161,12 +164,12 @@ def network_of(net: torch.nn.Module, raster: SpikeRaster) -> Captured:
     return read_network(net, shapes, raster.dt, steps=raster.steps, spikes=raster.is_spikes)
 
 
-def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
+def check_module(net: torch.nn.Module, features: Shape | Sequence[Shape]) -> list[ModuleReport]:
     """Say for every module, then for the network as a whole, whether it can be captured; find every problem.
 
     Args:
         net: The network.
-        features: Shape of one input sample at one step.
+        features: Shape of one input sample at one step; one shape per input where there are several.
 
     Returns:
         The modules that hold no others, in the order they are run, and those whose own code has a problem; last, if it
@@ -185,7 +188,7 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
     reports: list[ModuleReport] = []
     try:
         _check_container(net)
-        recorded = record(runs, [_made_up(features, module_device(net))], check=locate)
+        recorded = record(runs, [_made_up(shape, module_device(net)) for shape in _each(features)], check=locate)
     except (UnsupportedModuleError, GraphError) as error:
         for module, path in paths.items():
             if path in found or (found and _is_leaf(module)):
@@ -213,6 +216,11 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
     if problem and not found:
         reports.append(ModuleReport("(net)", type(net).__name__, "", None, problem))
     return reports
+
+
+def _each(features: Shape | Sequence[Shape]) -> list[Shape]:
+    shapes = [tuple(shape) for shape in features if not isinstance(shape, int)]
+    return shapes or [tuple(size for size in features if isinstance(size, int))]
 
 
 def _check_container(net: torch.nn.Module) -> None:
@@ -266,13 +274,13 @@ def _read_leniently(
     run = read_recorded(net, recorded, lenient=True)
     problems: list[tuple[Site, str]] = []
     parts = read_sites(net, run.sites.sites, _joined_outputs(run), recorded.shapes, spikes=True, problems=problems)
-    first: dict[str, str] = {}
+    said: dict[str, list[str]] = {}
     for unread in run.reader.unread:
-        if unread.call is not None:
-            first.setdefault(unread.call.path, unread.message)
+        if unread.call is not None and unread.message not in said.setdefault(unread.call.path, []):
+            said[unread.call.path].append(unread.message)
     for site, problem in problems:
         path = "(net)" if site.first.call is None else site.first.call.path
-        found.setdefault(path, first.get(path, problem))
+        found.setdefault(path, "\n".join(said.get(path, [problem])))
     for site in run.sites.sites:
         name, call = parts.names.get(id(site)), site.first.call
         if call is not None and name in parts.nodes:

@@ -338,6 +338,7 @@ ADVICE = {
     "conv_transpose2d": "use nearest upsampling followed by Conv2d",
     "layer_norm": "use BatchNorm, whose numbers are fixed in evaluation",
     "group_norm": "use BatchNorm, whose numbers are fixed in evaluation",
+    "argmax": "return the values, and take the largest outside of the network",
     "where": "what is computed must not depend on the values; use a neuron for thresholds",
     "clamp": "use a neuron in its place",
 }

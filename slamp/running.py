@@ -212,14 +212,16 @@ def split_result(net: torch.nn.Module, result: Any, inputs: int) -> tuple[Any, A
 def _taken_apart(trace: Trace, style: Style) -> bool:
     """True if the first input was taken apart along time, or given to a module that does so."""
     axis = 0 if style == "sequence" else 1
-    inputs = {id(value) for value in trace.inputs}
-    lead = set(inputs)  # values of all steps
+    lead = {id(value): axis for value in trace.inputs}  # values of all steps, and their axis of time
     for call in trace.calls:
         values = [value for value in (*call.arguments, *call.options.values()) if isinstance(value, Value)]
         if call.arguments and isinstance(call.arguments[0], tuple):
             values += [value for value in call.arguments[0] if isinstance(value, Value)]
-        if not any(id(value) in lead for value in values):
+        axis = next((lead[id(value)] for value in values if id(value) in lead), -1)
+        if axis < 0:
             continue
+        if call.function in ("transpose", "swapaxes") and {*call.arguments[1:3], *call.options.values()} == {0, 1}:
+            axis = 1 - axis
         if call.module is not None and loops_over_time(call.module):
             return axis == 0
         if call.function == "unbind":
@@ -233,7 +235,7 @@ def _taken_apart(trace: Trace, style: Style) -> bool:
                 return True
         elif call.function == "select" and call.arguments[1:2] == (axis,):
             return True
-        lead |= {id(value) for value in _values(call.result)}
+        lead.update({id(value): axis for value in _values(call.result)})
     return False
 
 
@@ -242,6 +244,9 @@ def _values(tree: Any) -> Iterator[Value]:
         yield tree
     elif isinstance(tree, (tuple, list)):
         for item in tree:
+            yield from _values(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
             yield from _values(item)
 
 
@@ -276,6 +281,7 @@ def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = F
     if not found:
         raise UnsupportedModuleError("(net): returns no tensor; return the output of every step")
     edges: list[Edge] = []
+    returned: list[tuple[int, int]] = []
     readout, reading = "", None
     for index, meaning in enumerate(found):
         if index == 0:
@@ -283,7 +289,11 @@ def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = F
             edges.append(edge)
         elif isinstance(meaning, Stack) and len(meaning.entries) == steps and meaning.over_time:
             edges.append(folding.output(meaning))
-    sites = Sites(folding.reached([edge.source for edge in edges]), tuple(edges), readout, reading)
+        else:
+            continue
+        returned.append((index, meaning.axis if isinstance(meaning, Stack) else 0))
+    reached = folding.reached([edge.source for edge in edges])
+    sites = Sites(reached, tuple(edges), readout, tuple(returned), reading)
     return Run(recorded, sites, reader)
 
 
@@ -333,6 +343,19 @@ def _first_output(folding: Folding, meaning: Any, steps: int) -> tuple[Edge, str
         return edge, "last", meaning
     mean = any(call.function in ("div", "true_divide") and call.arguments[1] == steps for call in meaning.calls)
     return summed, "mean" if mean else "sum", None
+
+
+def joined_outputs(run: Run) -> list[Edge]:
+    """Return the outputs that are joined: all but spikes of neurons that also lead elsewhere."""
+    first, *others = run.sites.outputs
+    used = {id(operand.source) for site in run.sites.sites for operand in site.operands if isinstance(operand, Edge)}
+    chosen = [first]
+    for edge in others:
+        same = any(edge.source is known.source and edge.lag == known.lag for known in chosen)
+        inside = id(edge.source) in used and edge.source.operation.kind == "neuron"
+        if not same and not inside:
+            chosen.append(edge)
+    return chosen
 
 
 @contextmanager

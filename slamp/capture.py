@@ -17,7 +17,7 @@ from slamp.errors import CaptureError, GraphError, RasterError, UnsupportedModul
 from slamp.graph import SpikingGraph
 from slamp.neuron_calls import is_neuron
 from slamp.nodes import NEURON, Shape
-from slamp.raster import SpikeRaster, seconds
+from slamp.raster import SpikeRaster, join, seconds
 from slamp.read_modules import check_plain_weights
 from slamp.read_neurons import DETERMINISTIC_SPIKE_METHODS, check_neuron
 from slamp.read_sites import Parts, read_sites
@@ -58,9 +58,10 @@ def capture(net: torch.nn.Module, raster: SpikeRaster | Sequence[SpikeRaster]) -
 
     Args:
         net: The network; its device becomes the graph's.
-        raster: Samples of shape (time, batch, *features); several for a network of several inputs. These are one input
-            of the graph, flattened and side by side (`slamp.join`). Several outputs are joined likewise, but for the
-            spikes of neurons that also lead elsewhere: those are recorded under the neurons' names.
+        raster: Samples of shape (time, batch, *features); for a network of several inputs one raster each, or all
+            joined (`slamp.join`): the graph has one input, which holds them flattened and side by side. Several outputs
+            are joined likewise, but for the spikes of neurons that also lead elsewhere: those are recorded under the
+            neurons' names.
 
     Raises:
         UnsupportedModuleError: The network cannot be captured; the message names the line of code, or the module, and
@@ -69,12 +70,9 @@ def capture(net: torch.nn.Module, raster: SpikeRaster | Sequence[SpikeRaster]) -
         GraphError: Shapes do not fit one another.
         RasterError: The raster's dt is not the network's.
     """
-    rasters = (raster,) if isinstance(raster, SpikeRaster) else tuple(raster)
-    first = rasters[0]
-    shapes = tuple(item.features for item in rasters)
-    spikes = all(item.is_spikes for item in rasters)
-    captured = read_network(net, shapes, first.dt, steps=first.steps, spikes=spikes)
-    compare_with_module(net, captured.graph, rasters, captured.run, captured.parts)
+    whole = raster if isinstance(raster, SpikeRaster) else join(tuple(raster))
+    captured = network_of(net, whole)
+    compare_with_module(net, captured.graph, whole.inputs, captured.run, captured.parts)
     return captured.graph
 
 
@@ -126,7 +124,19 @@ def read_graph(
         steps: Number of steps, for networks whose code knows it.
         spikes: The input consists of spikes, as max pooling must know.
     """
-    captured = read_network(net, [features], dt, steps=steps, spikes=spikes)
+    return _with_modules(net, read_network(net, [features], dt, steps=steps, spikes=spikes))
+
+
+def graph_and_modules(
+    net: torch.nn.Module, raster: SpikeRaster
+) -> tuple[SpikingGraph, dict[str, tuple[str, torch.nn.Module]]]:
+    """As `read_graph`, for the network that runs on a raster."""
+    return _with_modules(net, network_of(net, raster))
+
+
+def _with_modules(
+    net: torch.nn.Module, captured: Captured
+) -> tuple[SpikingGraph, dict[str, tuple[str, torch.nn.Module]]]:
     modules: dict[str, tuple[str, torch.nn.Module]] = {}
     found = dict(net.named_modules())
     for site in captured.run.sites.sites:
@@ -142,7 +152,13 @@ def read_graph(
 
 def graph_of(net: torch.nn.Module, raster: SpikeRaster) -> SpikingGraph:
     """Read the network that runs on a raster, without comparing anything."""
-    return read_graph(net, raster.features, raster.dt, steps=raster.steps, spikes=raster.is_spikes)[0]
+    return network_of(net, raster).graph
+
+
+def network_of(net: torch.nn.Module, raster: SpikeRaster) -> Captured:
+    """As `graph_of`, with how the network was read."""
+    shapes = [item.features for item in raster.inputs]
+    return read_network(net, shapes, raster.dt, steps=raster.steps, spikes=raster.is_spikes)
 
 
 def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:

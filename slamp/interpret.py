@@ -182,6 +182,10 @@ class Interpreter:
         for value in values:
             if isinstance(unread := self.of(value), Unread):
                 return self._bind(call.result, unread)
+        result = call.result
+        if name in IDENTITIES and isinstance(result, Value) and result.tensor.dtype != torch.float32:
+            message = f"{call.where}: {call.what} gives {result.tensor.dtype}; stay in torch.float32"
+            return self._bind(result, self._unread(call, message))
         if name in IDENTITIES or name in DROPOUTS:
             return self._bind(call.result, self._meanings.get(id(call.arguments[0]), None))
         handler = HANDLERS.get(name)

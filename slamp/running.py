@@ -6,7 +6,6 @@ found out by running it: one that loops takes its input apart along time.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -147,7 +146,7 @@ def _worst(
 def _check(module: torch.nn.Module, where: str) -> None:
     if is_neuron(module):
         check_neuron(module, where=where, dt=None)
-    elif module._parameters or module._buffers or torch.nn.utils.parametrize.is_parametrized(module):
+    else:
         check_plain_weights(module, where)
 
 
@@ -363,7 +362,6 @@ def left_as_found(net: torch.nn.Module) -> Iterator[None]:
     """Put a network in evaluation mode; afterwards leave it, its attributes and torch's generators as they were."""
     modules = list(net.modules())
     attributes = [{key: _kept(item) for key, item in vars(module).items()} for module in modules]
-    tensors = [(tensor, tensor.detach().clone()) for tensor in net.buffers()]
     # IAFCell marks its own v_reset tensor as requiring gradients when it makes a state (norse 1.1.0).
     leaves = [
         value
@@ -381,29 +379,42 @@ def left_as_found(net: torch.nn.Module) -> Iterator[None]:
         finally:
             for module, before in zip(modules, attributes, strict=True):
                 _restore(module, before)
-            with torch.no_grad():
-                for tensor, values in tensors:
-                    tensor.copy_(values)
             for tensor, mode in zip(leaves, gradients, strict=True):
                 tensor.requires_grad_(mode)
 
 
-def _kept(item: Any) -> Any:
-    """Return an attribute and, of a list or dictionary, what it holds."""
-    return (item, copy.copy(item)) if isinstance(item, (list, dict)) else (item, None)
+def _kept(item: Any) -> tuple[Any, Any]:
+    """Return an attribute and what it holds: the numbers of a tensor, the items of a list or dictionary, likewise."""
+    if isinstance(item, torch.Tensor) and not isinstance(item, torch.nn.Parameter):
+        return item, item.detach().clone()
+    if isinstance(item, list):
+        return item, [_kept(part) for part in item]
+    if isinstance(item, dict):
+        return item, {key: _kept(part) for key, part in item.items()}
+    return item, None
+
+
+def _restored(kept: tuple[Any, Any]) -> Any:
+    """Return what `_kept` was given, as it was."""
+    item, content = kept
+    if isinstance(item, list):
+        item[:] = [_restored(part) for part in content]
+    elif isinstance(item, dict):
+        parts = {key: _restored(part) for key, part in content.items()}
+        item.clear()
+        item.update(parts)
+    elif content is not None:
+        with torch.no_grad():
+            item.copy_(content)
+    return item
 
 
 def _restore(module: torch.nn.Module, before: dict[str, Any]) -> None:
     now = vars(module)
     for key in [key for key in now if key not in before]:
         del now[key]
-    for key, (item, content) in before.items():
-        if isinstance(item, list):
-            item[:] = content
-        elif isinstance(item, dict):
-            item.clear()
-            item.update(content)
-        now[key] = item
+    for key, kept in before.items():
+        now[key] = _restored(kept)
 
 
 def _excerpt(tensor: torch.Tensor, steps: int, batch: int) -> torch.Tensor:

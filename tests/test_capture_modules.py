@@ -292,6 +292,7 @@ MESSAGES: dict[str, str] = {
     "product": "mul combines two values that depend on the input; multiply and divide by constants only",
     "sigmoid": "sigmoid is not captured; use a neuron of norse.torch in its place",
     "divided": "division by other numbers than powers of two|divides by a number that is no power of two",
+    "half": "to gives torch.float16; stay in torch.float32",
     "step number": "reads a constant that is another in a later step; every time step must compute the same",
     "double": "reads a constant of torch.float64; use float32",
 }
@@ -324,6 +325,20 @@ def test_what_changes_the_order_of_a_readout_is_refused(how: str) -> None:
     with pytest.raises(UnsupportedModuleError, match=READS[how]) as refusal:
         capture(u.Reads(how), spikes((6,), steps=STEPS))
     assert line_of(u.Reads, f"# here {how}") in str(refusal.value)
+
+
+def test_neurons_made_in_forward_are_refused() -> None:
+    with pytest.raises(UnsupportedModuleError, match="LIFCell is no part of the module; make it once") as refusal:
+        capture(u.MakesNeurons(), spikes((6,), steps=STEPS))
+    assert line_of(u.MakesNeurons, "# here") in str(refusal.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_modules_are_refused() -> None:
+    net = u.StatesByHand()
+    net.first = torch.jit.script(net.first)
+    with pytest.raises(UnsupportedModuleError, match="first: the module is scripted; give the one it was made from"):
+        capture(net, spikes((6,)))
 
 
 def test_several_neuron_steps_per_step_are_refused() -> None:
@@ -416,7 +431,7 @@ def snapshot(net: nn.Module) -> dict[str, Any]:
     return {
         "attributes": [
             {
-                key: (id(value), [id(item) for item in value] if isinstance(value, list) else repr(value))
+                key: (id(value), [id(item) for item in value] if isinstance(value, list) else 0, repr(value))
                 for key, value in vars(module).items()
                 if not key.startswith("_") or key.endswith("hooks")
             }

@@ -593,6 +593,8 @@ class Refused(Base):
                 return torch.sigmoid(z)  # here sigmoid
             case "divided":
                 return z / 3  # here divided
+            case "half":
+                return z.to(torch.float16).to(torch.float32)  # here half
             case "step number":
                 return z + t  # here step number
             case "double":
@@ -635,6 +637,19 @@ class Holds(nn.Module):
         return self.neuron(self.first(x), state)  # here
 
 
+class MakesNeurons(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lif, state, outputs = norse.LIFCell(fast()), None, []
+        for step in x:
+            z, state = lif(self.first(step), state)  # here
+            outputs.append(z)
+        return torch.stack(outputs)
+
+
 class DoubleBuffer(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -653,6 +668,7 @@ class FailsLate(Base):
     def __init__(self, last: int) -> None:
         super().__init__()
         self.last, self.calls, self.log = last, 0, [torch.zeros(2)]
+        self.total, self.nested = torch.zeros(()), {"sizes": [[1], [2]]}
         self.state: Any = (None, None)
         self.register_buffer("seen", torch.zeros(()))
 
@@ -660,6 +676,8 @@ class FailsLate(Base):
         self.calls += 1
         self.log.append(x)
         self.seen += 1
+        self.total += 1
+        self.nested["sizes"][0].append(len(x))
         if self.calls == self.last:
             raise ValueError("enough")
         z, one = self.lif(self.first(x), self.state[0])

@@ -190,8 +190,7 @@ class Interpreter:
             return self._bind(call.result, self._meanings.get(id(call.arguments[0]), None))
         if call.functional:
             message = f"{call.where}: {call.functional} of norse.torch.functional is not captured; {BY_MODULE}"
-            self.unread.append(Unread(message, call))
-            return self._bind(call.result, self.unread[-1])
+            return self._bind(call.result, self._unread(call, message))
         handler = HANDLERS.get(name)
         if handler is None:
             message = f"{call.where}: {call.what} is not captured; {ADVICE.get(call.what, ADVICE.get(name, GENERAL))}"

@@ -12,10 +12,7 @@ from slamp.nodes import Scale, Shape, frozen_array
 
 
 def check_plain_weights(module: torch.nn.Module, where: str) -> None:
-    """Raise `UnsupportedModuleError` unless a module is Python code whose numbers are plain float32 parameters."""
-    if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
-        made = "scripted" if isinstance(module, torch.jit.ScriptModule) else "compiled"
-        raise UnsupportedModuleError(f"{where}: the module is {made}; give the one it was made from")
+    """Raise `UnsupportedModuleError` unless a module's numbers are plain float32 parameters."""
     if torch.nn.utils.parametrize.is_parametrized(module):
         raise UnsupportedModuleError(
             f"{where}: the weight is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"

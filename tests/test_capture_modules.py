@@ -338,7 +338,7 @@ def test_scripted_modules_are_refused() -> None:
     net = u.StatesByHand()
     net.first = torch.jit.script(net.first)
     with pytest.raises(
-        UnsupportedModuleError, match="first: RecursiveScriptModule is compiled code, .* give the module it was"
+        UnsupportedModuleError, match=r"first: RecursiveScriptModule is compiled code, .* give the module it was"
     ):
         capture(net, spikes((6,)))
 

@@ -21,8 +21,8 @@ from slamp.raster import SpikeRaster, join, seconds
 from slamp.read_modules import check_plain_weights
 from slamp.read_neurons import DETERMINISTIC_SPIKE_METHODS, check_neuron
 from slamp.read_sites import Parts, read_sites
-from slamp.running import Recorded, Run, left_as_found, read_recorded, record, trace_network
-from slamp.sites import Edge, Site
+from slamp.running import Recorded, Run, joined_outputs, left_as_found, read_recorded, record, trace_network
+from slamp.sites import Site
 
 evaluation_mode = left_as_found
 
@@ -90,7 +90,7 @@ def read_network(
 
 def _captured(net: torch.nn.Module, run: Run, dt: float, *, spikes: bool) -> Captured:
     shapes, device = run.recorded.shapes, module_device(net)
-    outputs = _joined_outputs(run)
+    outputs = joined_outputs(run)
     parts = read_sites(net, run.sites.sites, outputs, shapes, spikes=spikes)
     if parts.dt is None:
         raise UnsupportedModuleError("(net): holds no neurons; allowed are networks with at least one neuron layer")
@@ -273,7 +273,7 @@ def _read_leniently(
     """Find the nodes and shapes of modules, and more problems, all by path."""
     run = read_recorded(net, recorded, lenient=True)
     problems: list[tuple[Site, str]] = []
-    parts = read_sites(net, run.sites.sites, _joined_outputs(run), recorded.shapes, spikes=True, problems=problems)
+    parts = read_sites(net, run.sites.sites, joined_outputs(run), recorded.shapes, spikes=True, problems=problems)
     said: dict[str, list[str]] = {}
     for unread in run.reader.unread:
         if unread.call is not None and unread.message not in said.setdefault(unread.call.path, []):
@@ -304,19 +304,6 @@ def _made_up(shape: Shape, device: torch.device) -> torch.Tensor:
     count = 20 * prod(shape)
     values = (torch.arange(count) * 2654435761 % 97 < 24).to(torch.float32)
     return values.reshape(5, 4, *shape).to(device)
-
-
-def _joined_outputs(run: Run) -> list[Edge]:
-    """Return the outputs that are joined: all but spikes of neurons that also lead elsewhere."""
-    first, *others = run.sites.outputs
-    used = {id(operand.source) for site in run.sites.sites for operand in site.operands if isinstance(operand, Edge)}
-    chosen = [first]
-    for edge in others:
-        same = any(edge.source is known.source and edge.lag == known.lag for known in chosen)
-        inside = id(edge.source) in used and edge.source.operation.kind == "neuron"
-        if not same and not inside:
-            chosen.append(edge)
-    return chosen
 
 
 def neuron_nodes(graph: SpikingGraph) -> list[str]:

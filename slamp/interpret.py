@@ -182,6 +182,10 @@ class Interpreter:
         for value in values:
             if isinstance(unread := self.of(value), Unread):
                 return self._bind(call.result, unread)
+        result = call.result
+        if name in IDENTITIES and isinstance(result, Value) and result.tensor.dtype != torch.float32:
+            message = f"{call.where}: {call.what} gives {result.tensor.dtype}; stay in torch.float32"
+            return self._bind(result, self._unread(call, message))
         if name in IDENTITIES or name in DROPOUTS:
             return self._bind(call.result, self._meanings.get(id(call.arguments[0]), None))
         if call.functional:
@@ -342,6 +346,7 @@ ADVICE = {
     "conv_transpose2d": "use nearest upsampling followed by Conv2d",
     "layer_norm": "use BatchNorm, whose numbers are fixed in evaluation",
     "group_norm": "use BatchNorm, whose numbers are fixed in evaluation",
+    "argmax": "return the values, and take the largest outside of the network",
     "where": "what is computed must not depend on the values; use a neuron for thresholds",
     "clamp": "use a neuron in its place",
 }

@@ -6,7 +6,6 @@ found out by running it: one that loops takes its input apart along time.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -147,7 +146,7 @@ def _worst(
 def _check(module: torch.nn.Module, where: str) -> None:
     if is_neuron(module):
         check_neuron(module, where=where, dt=None)
-    elif module._parameters or module._buffers or torch.nn.utils.parametrize.is_parametrized(module):
+    else:
         check_plain_weights(module, where)
 
 
@@ -212,14 +211,16 @@ def split_result(net: torch.nn.Module, result: Any, inputs: int) -> tuple[Any, A
 def _taken_apart(trace: Trace, style: Style) -> bool:
     """True if the first input was taken apart along time, or given to a module that does so."""
     axis = 0 if style == "sequence" else 1
-    inputs = {id(value) for value in trace.inputs}
-    lead = set(inputs)  # values of all steps
+    lead = {id(value): axis for value in trace.inputs}  # values of all steps, and their axis of time
     for call in trace.calls:
         values = [value for value in (*call.arguments, *call.options.values()) if isinstance(value, Value)]
         if call.arguments and isinstance(call.arguments[0], tuple):
             values += [value for value in call.arguments[0] if isinstance(value, Value)]
-        if not any(id(value) in lead for value in values):
+        axis = next((lead[id(value)] for value in values if id(value) in lead), -1)
+        if axis < 0:
             continue
+        if call.function in ("transpose", "swapaxes") and {*call.arguments[1:3], *call.options.values()} == {0, 1}:
+            axis = 1 - axis
         if call.module is not None and loops_over_time(call.module):
             return axis == 0
         if call.function == "unbind":
@@ -233,7 +234,7 @@ def _taken_apart(trace: Trace, style: Style) -> bool:
                 return True
         elif call.function == "select" and call.arguments[1:2] == (axis,):
             return True
-        lead |= {id(value) for value in _values(call.result)}
+        lead.update({id(value): axis for value in _values(call.result)})
     return False
 
 
@@ -242,6 +243,9 @@ def _values(tree: Any) -> Iterator[Value]:
         yield tree
     elif isinstance(tree, (tuple, list)):
         for item in tree:
+            yield from _values(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
             yield from _values(item)
 
 
@@ -276,6 +280,7 @@ def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = F
     if not found:
         raise UnsupportedModuleError("(net): returns no tensor; return the output of every step")
     edges: list[Edge] = []
+    returned: list[tuple[int, int]] = []
     readout, reading = "", None
     for index, meaning in enumerate(found):
         if index == 0:
@@ -283,7 +288,11 @@ def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = F
             edges.append(edge)
         elif isinstance(meaning, Stack) and len(meaning.entries) == steps and meaning.over_time:
             edges.append(folding.output(meaning))
-    sites = Sites(folding.reached([edge.source for edge in edges]), tuple(edges), readout, reading)
+        else:
+            continue
+        returned.append((index, meaning.axis if isinstance(meaning, Stack) else 0))
+    reached = folding.reached([edge.source for edge in edges])
+    sites = Sites(reached, tuple(edges), readout, tuple(returned), reading)
     return Run(recorded, sites, reader)
 
 
@@ -335,12 +344,24 @@ def _first_output(folding: Folding, meaning: Any, steps: int) -> tuple[Edge, str
     return summed, "mean" if mean else "sum", None
 
 
+def joined_outputs(run: Run) -> list[Edge]:
+    """Return the outputs that are joined: all but spikes of neurons that also lead elsewhere."""
+    first, *others = run.sites.outputs
+    used = {id(operand.source) for site in run.sites.sites for operand in site.operands if isinstance(operand, Edge)}
+    chosen = [first]
+    for edge in others:
+        same = any(edge.source is known.source and edge.lag == known.lag for known in chosen)
+        inside = id(edge.source) in used and edge.source.operation.kind == "neuron"
+        if not same and not inside:
+            chosen.append(edge)
+    return chosen
+
+
 @contextmanager
 def left_as_found(net: torch.nn.Module) -> Iterator[None]:
     """Put a network in evaluation mode; afterwards leave it, its attributes and torch's generators as they were."""
     modules = list(net.modules())
     attributes = [{key: _kept(item) for key, item in vars(module).items()} for module in modules]
-    tensors = [(tensor, tensor.detach().clone()) for tensor in net.buffers()]
     # IAFCell marks its own v_reset tensor as requiring gradients when it makes a state (norse 1.1.0).
     leaves = [
         value
@@ -358,29 +379,42 @@ def left_as_found(net: torch.nn.Module) -> Iterator[None]:
         finally:
             for module, before in zip(modules, attributes, strict=True):
                 _restore(module, before)
-            with torch.no_grad():
-                for tensor, values in tensors:
-                    tensor.copy_(values)
             for tensor, mode in zip(leaves, gradients, strict=True):
                 tensor.requires_grad_(mode)
 
 
-def _kept(item: Any) -> Any:
-    """Return an attribute and, of a list or dictionary, what it holds."""
-    return (item, copy.copy(item)) if isinstance(item, (list, dict)) else (item, None)
+def _kept(item: Any) -> tuple[Any, Any]:
+    """Return an attribute and what it holds: the numbers of a tensor, the items of a list or dictionary, likewise."""
+    if isinstance(item, torch.Tensor) and not isinstance(item, torch.nn.Parameter):
+        return item, item.detach().clone()
+    if isinstance(item, list):
+        return item, [_kept(part) for part in item]
+    if isinstance(item, dict):
+        return item, {key: _kept(part) for key, part in item.items()}
+    return item, None
+
+
+def _restored(kept: tuple[Any, Any]) -> Any:
+    """Return what `_kept` was given, as it was."""
+    item, content = kept
+    if isinstance(item, list):
+        item[:] = [_restored(part) for part in content]
+    elif isinstance(item, dict):
+        parts = {key: _restored(part) for key, part in content.items()}
+        item.clear()
+        item.update(parts)
+    elif content is not None:
+        with torch.no_grad():
+            item.copy_(content)
+    return item
 
 
 def _restore(module: torch.nn.Module, before: dict[str, Any]) -> None:
     now = vars(module)
     for key in [key for key in now if key not in before]:
         del now[key]
-    for key, (item, content) in before.items():
-        if isinstance(item, list):
-            item[:] = content
-        elif isinstance(item, dict):
-            item.clear()
-            item.update(content)
-        now[key] = item
+    for key, kept in before.items():
+        now[key] = _restored(kept)
 
 
 def _excerpt(tensor: torch.Tensor, steps: int, batch: int) -> torch.Tensor:

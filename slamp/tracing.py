@@ -213,7 +213,11 @@ class Tracer(TorchFunctionMode):
         return result
 
     def _call_module(self, call: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
-        if self._quiet or (path := self._paths.get(module)) is None:
+        path = self._paths.get(module)
+        if path is None and not self._quiet and self._leaf(module):
+            kind = type(module).__name__
+            raise self._refuse(f"{kind} is no part of the module", "make it once, as an attribute, in __init__")
+        if self._quiet or path is None:
             return call(module, *args, **kwargs)
         if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
             raise self._refuse(

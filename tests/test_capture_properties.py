@@ -281,11 +281,9 @@ CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_to
 
 def binary_before_max(spec: Spec) -> Spec:
     """Max pools where spikes were added or subtracted become sum pools: they take spikes alone."""
+    added = ("sum", "difference", "doubled")
     layers = [
-        replace(
-            layer, pool="sum" if layer.pool == "max" and layer.join in ("sum", "difference", "doubled") else layer.pool
-        )
-        for layer in spec.layers
+        replace(layer, pool="sum") if layer.pool == "max" and layer.join in added else layer for layer in spec.layers
     ]
     return replace(spec, layers=tuple(layers))
 

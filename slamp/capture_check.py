@@ -17,6 +17,7 @@ from slamp.raster import SpikeRaster, join
 from slamp.read_sites import Parts
 from slamp.running import Run, joined_outputs, left_as_found, run_style, split_result
 from slamp.simulate import stream
+from slamp.sites import IN_PIECES
 from slamp.unrolled import Read
 
 # What a module that loops over time gives at once is kept until the graph has come as far; the batch is cut so that it
@@ -158,7 +159,7 @@ class _Comparison:
                 kept.append(step.values[self.graph.output])
             self._check_readout(kept, outputs[0])
             return
-        moved = {index: outputs[index].transpose(0, axis) for index, axis in self.run.sites.returned}
+        moved = {index: _by_time(outputs[index], axis) for index, axis in self.run.sites.returned}
         for step in stream(self.graph, self.raster):
             self._check_neurons(step)
             self._check_outputs(step, {index: values[step.t] for index, values in moved.items()})
@@ -239,6 +240,11 @@ class _Comparison:
             "this is a defect of slamp unless a hook or subclass changes the module, or its forward computes otherwise "
             f"for other samples ({kind})"
         )
+
+
+def _by_time(output: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return an output with time as its first axis."""
+    return output.flatten(0, 1) if axis == IN_PIECES else output.transpose(0, axis)
 
 
 def _order(run: Run, parts: Parts) -> Mapping[torch.nn.Module, list[str]]:

@@ -11,7 +11,7 @@ import torch
 from slamp.errors import UnsupportedModuleError
 from slamp.neuron_calls import check_state, loops_over_time, state_fields
 from slamp.tracing import Call, Trace, Value, words
-from slamp.unrolled import Instance, Meaning, Operation, Read, Stack, State, Unread
+from slamp.unrolled import Instance, Meaning, Operation, Pieces, Read, Stack, State, Unread
 
 Operand = Instance | Value
 IDENTITIES = words("contiguous clone detach detach_ to float type_as cpu cuda identity alias requires_grad_")
@@ -113,7 +113,7 @@ class Interpreter:
         output, after = call.result if isinstance(call.result, tuple) and len(call.result) == 2 else (call.result, None)
         if isinstance(meaning, Unread):
             return self._bind(call.result, meaning)
-        if isinstance(meaning, (Read, State)) or meaning is None:
+        if isinstance(meaning, (Pieces, Read, State)) or meaning is None:
             raise UnsupportedModuleError(self._unreadable(meaning, f"{where}: {kind}"))
         before = self._state_before(call, state)
         operation = Operation("neuron", module=module)
@@ -252,7 +252,7 @@ class Interpreter:
             shape: Shape of the result, all axes; that of the call's result by default.
         """
         for operand in operands:
-            if isinstance(operand, (State, Read, Unread)):
+            if isinstance(operand, (Pieces, State, Read, Unread)):
                 raise UnsupportedModuleError(self._unreadable(operand, f"{call.where}: {call.what}"))
         result = tuple(call.result.shape) if shape is None else tuple(shape)
         stacks = [operand for operand in operands if isinstance(operand, Stack)]
@@ -291,6 +291,8 @@ class Interpreter:
                     f"{where} uses a value read over time ({done}); a step can only use what came before it, and "
                     "division by other numbers than powers of two is captured in the readout alone"
                 )
+            case Pieces():
+                return f"{where} uses a sequence cut into pieces (stack at {meaning.call.line}); join them by torch.cat"
             case State():
                 return (
                     f"{where} uses the state {meaning.field!r} of a neuron; only its output can be used, "
@@ -327,7 +329,7 @@ def _values(tree: Any) -> Iterator[Value]:
             yield from _values(item)
 
 
-_DYNAMIC = (Instance, Stack, State, Read, Unread)
+_DYNAMIC = (Instance, Stack, Pieces, State, Read, Unread)
 BY_MODULE = "use the module of that neuron, such as LIFCell, and hand its state on"
 GENERAL = "use the modules and operations of the support table in the README"
 BATCH_FIRST = "keep the batch axis as it is; operations on time and batch together are not captured"

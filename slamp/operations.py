@@ -10,7 +10,7 @@ import torch
 from slamp.errors import UnsupportedModuleError
 from slamp.interpret import BATCH_FIRST, HANDLERS, Handler, Interpreter
 from slamp.tracing import Call, Value
-from slamp.unrolled import Instance, Meaning, Operation, Read, Stack
+from slamp.unrolled import Instance, Meaning, Operation, Pieces, Read, Stack
 
 
 def register_handlers() -> None:
@@ -385,6 +385,10 @@ def _stack(reader: Interpreter, call: Call) -> Meaning:
     read = next((entry for entry in entries if isinstance(entry, Read) and entry.calls), None)
     if read is not None:
         raise reader.refuse(read.calls[0], "is applied to every step", "apply it to what is read over time")
+    pieces = [entry for entry in entries if isinstance(entry, Stack) and entry.axis == 0]
+    joined = Stack(tuple(step for piece in pieces for step in piece.entries), 0)
+    if dim == 0 and len(pieces) == len(entries) and joined.over_time:
+        return Pieces(joined, call)
     raise reader.refuse(call, "stacks sequences", "stack values of one step")
 
 

@@ -22,9 +22,9 @@ from slamp.neuron_calls import is_neuron, loops_over_time
 from slamp.operations import register_handlers
 from slamp.read_modules import check_plain_weights
 from slamp.read_neurons import check_neuron
-from slamp.sites import Edge, Folding, Sites
+from slamp.sites import IN_PIECES, Edge, Folding, Sites
 from slamp.tracing import LIBRARIES, Check, Trace, Tracer, Value
-from slamp.unrolled import Instance, Operation, Read, Stack, State, Unread
+from slamp.unrolled import Instance, Operation, Pieces, Read, Stack, State, Unread
 
 Style = Literal["steps", "sequence", "batch first"]
 TRACED_STEPS = 5  # enough to see what is handed from step to step
@@ -286,11 +286,13 @@ def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = F
         if index == 0:
             edge, readout, reading = _first_output(folding, meaning, steps)
             edges.append(edge)
-        elif isinstance(meaning, Stack) and len(meaning.entries) == steps and meaning.over_time:
-            edges.append(folding.output(meaning))
-        else:
+            returned.append((0, meaning.axis if isinstance(meaning, Stack) else 0))
             continue
-        returned.append((index, meaning.axis if isinstance(meaning, Stack) else 0))
+        later = meaning.stack if isinstance(meaning, Pieces) else meaning
+        if not isinstance(later, Stack) or len(later.entries) != steps or not later.over_time:
+            continue
+        edges.append(folding.output(later))
+        returned.append((index, meaning.axis if isinstance(meaning, Stack) else IN_PIECES))
     reached = folding.reached([edge.source for edge in edges])
     sites = Sites(reached, tuple(edges), readout, tuple(returned), reading)
     return Run(recorded, sites, reader)
@@ -311,6 +313,10 @@ def _first_output(folding: Folding, meaning: Any, steps: int) -> tuple[Edge, str
     match meaning:
         case Unread():
             raise UnsupportedModuleError(meaning.message)
+        case Pieces():
+            raise UnsupportedModuleError(
+                f"{meaning.call.where}: stack: the output is cut into pieces; join them by torch.cat"
+            )
         case Stack():
             if len(meaning.entries) != steps:
                 raise UnsupportedModuleError(

@@ -21,6 +21,9 @@ MAPS_ZERO_TO_ZERO = words(
 )
 
 
+IN_PIECES = -1
+
+
 @dataclass(frozen=True)
 class Edge:
     """An edge from ``source``, whose value arrives ``lag`` steps later."""
@@ -64,7 +67,8 @@ class Sites:
         sites: In the order the first full step runs them.
         outputs: What it gives: edges, the output first.
         readout: How the output is read over time ("sum", "mean", "max", "last"), or "".
-        returned: Of every output which of the returned tensors it is, and which of its axes is time.
+        returned: Of every output which of the returned tensors it is, and which of its axes is time; `IN_PIECES` if the
+            first two are.
         reading: What returned that, to compare it; None if every step was returned.
     """
 

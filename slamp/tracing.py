@@ -29,9 +29,16 @@ def words(text: str) -> frozenset[str]:
 
 Leaf = Callable[[torch.nn.Module], bool]
 Check = Callable[[torch.nn.Module, str], None]
-# Lines of these are not the user's; Norse's tasks are code as a user writes it.
-LIBRARIES = tuple(f"{Path(str(file)).parent}{os.sep}" for file in (torch.__file__, norse.torch.__file__, __file__))
-FUNCTIONAL = f"{Path(str(norse.torch.__file__)).parent / 'functional'}{os.sep}"
+# Where no user's code is: of Norse, that is norse.torch without its models, which are networks like the user's, as are
+# those of norse.task.
+_NORSE = Path(str(norse.__file__)).parent / "torch"
+_PACKAGES = (
+    Path(str(torch.__file__)).parent,
+    *(_NORSE / part for part in ("functional", "module", "utils")),
+    Path(__file__).parent,
+)
+LIBRARIES = tuple(f"{path}{os.sep}" for path in _PACKAGES)
+FUNCTIONAL = f"{_NORSE / 'functional'}{os.sep}"
 # Drawn numbers differ from run to run, so nothing can be proven of them.
 RANDOM = words(
     "rand randn randint randperm rand_like randn_like randint_like normal bernoulli poisson multinomial "

@@ -90,6 +90,14 @@ class Stack:
 
 
 @dataclass(eq=False)
+class Pieces:
+    """A sequence cut into pieces of equal length, (pieces, steps, batch, ...); ``call`` made it."""
+
+    stack: Stack
+    call: Call
+
+
+@dataclass(eq=False)
 class State:
     """One tensor of the state a neuron returned."""
 
@@ -114,7 +122,7 @@ class Unread:
     call: Call | None = None
 
 
-Meaning = Instance | Stack | State | Read | Unread
+Meaning = Instance | Stack | Pieces | State | Read | Unread
 
 
 def _same_constant(a: Value | None, b: Value | None) -> bool:

@@ -184,6 +184,10 @@ class Interpreter:
                 return self._bind(call.result, unread)
         if name in IDENTITIES or name in DROPOUTS:
             return self._bind(call.result, self._meanings.get(id(call.arguments[0]), None))
+        if call.functional:
+            message = f"{call.where}: {call.functional} of norse.torch.functional is not captured; {BY_MODULE}"
+            self.unread.append(Unread(message, call))
+            return self._bind(call.result, self.unread[-1])
         handler = HANDLERS.get(name)
         if handler is None:
             message = f"{call.where}: {call.what} is not captured; {ADVICE.get(call.what, ADVICE.get(name, GENERAL))}"
@@ -321,6 +325,7 @@ def _values(tree: Any) -> Iterator[Value]:
 
 
 _DYNAMIC = (Instance, Stack, State, Read, Unread)
+BY_MODULE = "use the module of that neuron, such as LIFCell, and hand its state on"
 GENERAL = "use the modules and operations of the support table in the README"
 BATCH_FIRST = "keep the batch axis as it is; operations on time and batch together are not captured"
 ADVICE = {

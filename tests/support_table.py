@@ -62,7 +62,7 @@ def _cells_of(row: Row, index: int) -> list[str]:
         if not re.search(named, str(refusal)):
             raise AssertionError(f"{row.label}: refused, but not for {named!r}") from refusal
         say(row, "captured", refusal)
-        return ["no", *[""] * len(TARGETS)]
+        return ["no", *["no"] * len(TARGETS)]
     return ["yes", *(_exported(graph, _joined(rasters), target, row) for target in TARGETS)]
 
 
@@ -97,8 +97,8 @@ def _exported(graph: SpikingGraph, raster: SpikeRaster, target: str, row: Row) -
             except SlampError as error:
                 refusal = refusal or error
                 continue
-            words = [how, *(["folded"] if folds else []), *[f"`{key}={value}`" for key, value in option.items()]]
-            return ", ".join(words).replace("yes, ", "")
+            words = [*(["folded"] if folds else []), how, *[f"`{key}={value}`" for key, value in option.items()]]
+            return ", ".join(word for word in words if word != "yes") or "yes"
     say(row, target, refusal)
     return "no"
 
@@ -118,7 +118,7 @@ def _verified(graph: SpikingGraph, raster: SpikeRaster, target: str, options: di
 
 
 def say(row: Row, where: str, refusal: object) -> None:
-    """Print why a cell says no, where it is asked for."""
+    """Print why a cell says no, if that was asked for."""
     if "--why" in sys.argv:
         print(f"{row.label}: {where}: {refusal}", file=sys.stderr)
 

@@ -316,19 +316,22 @@ def _reshape(reader: Interpreter, call: Call) -> Meaning:
     return reader.lifted(call, [x], Operation("reshape", shape[1:]))
 
 
-@handles("permute", "transpose", "swapaxes", "movedim")
+MOVING = ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis")
+
+
+def moved_axes(call: Call) -> tuple[int, ...]:
+    """Return, for a call of a function in `MOVING`, where each axis of the result came from."""
+    # Sizes tell the axes apart.
+    probe = torch.empty(*range(2, len(call.arguments[0].shape) + 2), device="meta")
+    rest = call.arguments[1:]
+    moved = getattr(probe, call.function)(*rest, **call.options)
+    return tuple(size - 2 for size in moved.shape)
+
+
+@handles(*MOVING)
 def _permute(reader: Interpreter, call: Call) -> Meaning:
     value, x = call.arguments[0], reader.operand(call.arguments[0])
-    count = len(value.shape)
-    # Numbered axes, permuted the same way, say where each came from.
-    probe = torch.arange(count).reshape(*[1] * count) if count == 0 else torch.empty(*range(2, count + 2))
-    function = getattr(torch, call.function)
-    moved = (
-        function(probe, *call.arguments[1:], **call.options)
-        if call.function != "permute"
-        else probe.permute(*(call.arguments[1:] if call.arguments[1:] else (call.options["dims"],)))
-    )
-    axes = tuple(size - 2 for size in moved.shape)
+    count, axes = len(value.shape), moved_axes(call)
     if isinstance(x, Read):
         raise reader.refuse(call, "moves axes of what was read over time", "move them before, in each step")
     if isinstance(x, Stack):

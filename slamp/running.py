@@ -19,7 +19,7 @@ from slamp.dynamics import exact_float32
 from slamp.errors import SlampError, UnsupportedModuleError
 from slamp.interpret import Interpreter
 from slamp.neuron_calls import is_neuron, loops_over_time
-from slamp.operations import register_handlers
+from slamp.operations import MOVING, moved_axes, register_handlers
 from slamp.read_modules import check_plain_weights
 from slamp.read_neurons import check_neuron
 from slamp.sites import IN_PIECES, Edge, Folding, Sites
@@ -105,11 +105,12 @@ def record(
             with exact_float32(), left_as_found(net):
                 run_style(net, data, style, partial(tracer.run, net), tracer.input)
         except Exception as error:  # noqa: BLE001  # the user's code may raise anything
-            failures[style] = error
-            where[style] = tracer.failure
             if _taken_apart(tracer.trace, style):
                 apart.add(style)
-            if style == "steps" or (style in apart and isinstance(error, SlampError)):
+            if style != "batch first" or style in apart:
+                failures[style] = error
+                where[style] = tracer.failure
+            if isinstance(error, SlampError) and (style == "steps" or style in apart):
                 break
             continue
         if style == "steps" or _taken_apart(tracer.trace, style):
@@ -210,17 +211,15 @@ def split_result(net: torch.nn.Module, result: Any, inputs: int) -> tuple[Any, A
 
 def _taken_apart(trace: Trace, style: Style) -> bool:
     """True if the first input was taken apart along time, or given to a module that does so."""
-    axis = 0 if style == "sequence" else 1
-    lead = {id(value): axis for value in trace.inputs}  # values of all steps, and their axis of time
+    first = 0 if style == "sequence" else 1
+    lead = {id(value): first for value in trace.inputs}  # values of all steps, and their axis of time
     for call in trace.calls:
         values = [value for value in (*call.arguments, *call.options.values()) if isinstance(value, Value)]
         if call.arguments and isinstance(call.arguments[0], tuple):
             values += [value for value in call.arguments[0] if isinstance(value, Value)]
-        axis = next((lead[id(value)] for value in values if id(value) in lead), -1)
-        if axis < 0:
+        axis = next((lead[id(value)] for value in values if id(value) in lead), None)
+        if axis is None:
             continue
-        if call.function in ("transpose", "swapaxes") and {*call.arguments[1:3], *call.options.values()} == {0, 1}:
-            axis = 1 - axis
         if call.module is not None and loops_over_time(call.module):
             return axis == 0
         if call.function == "unbind":
@@ -234,7 +233,9 @@ def _taken_apart(trace: Trace, style: Style) -> bool:
                 return True
         elif call.function == "select" and call.arguments[1:2] == (axis,):
             return True
-        lead.update({id(value): axis for value in _values(call.result)})
+        elif call.function in MOVING:
+            axis = moved_axes(call).index(axis)
+        lead |= {id(value): axis for value in _values(call.result)}
     return False
 
 

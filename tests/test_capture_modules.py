@@ -87,6 +87,7 @@ CASES: dict[str, Case] = {
         f"steps by {take}": looped(take)
         for take in ("index", "slice", "ellipsis", "iterate", "unbind", "enumerate", "batch first", "select")
     },
+    **{f"batch first, {how}": Case(lambda how=how: Turned(how), CHAIN) for how in ("transposed", "permuted")},  # type: ignore[misc]  # bound per name
     "preallocated": looped(collect="preallocated"),
     "running sum": looped("iterate", "running sum", "sum"),
     "running sum in place": looped("iterate", "in place", "sum"),
@@ -176,6 +177,18 @@ CASES: dict[str, Case] = {
 }
 
 
+class Turned(u.Looped):
+    """Takes (batch, time, features), turns the axes, and loops over the first."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__("iterate")
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        turned = x.transpose(0, 1) if self.how == "transposed" else x.permute(dims=(1, 0, 2))
+        return super().forward(turned).swapaxes(0, 1)
+
+
 class Both(u.Wired):
     """As `user_modules.Wired`, with both branches summed, whatever is done to the currents of the second."""
 
@@ -190,6 +203,14 @@ def test_networks_of_users_are_captured_cell_for_cell(name: str) -> None:
     graph = captured(lively(case.make()), spikes(case.features, steps=STEPS, batch=5, rate=0.5))
     assert nodes_of(graph) == case.nodes
     assert graph.readout == case.readout
+
+
+@pytest.mark.parametrize("name", ["steps by batch first", "batch first, transposed", "batch first, sum"])
+def test_batch_first_modules_are_known_whatever_the_number_of_steps(name: str) -> None:
+    torch.manual_seed(5)
+    net = lively(CASES[name].make())
+    captured(net, spikes((6,), steps=TRACED_STEPS, batch=5, rate=0.6))
+    assert [report.problem for report in check_module(net, (6,)) if report.problem] == []
 
 
 def test_analog_input_is_captured_too() -> None:

@@ -104,7 +104,7 @@ def _exported(graph: SpikingGraph, raster: SpikeRaster, target: str, row: Row) -
 
 
 def _verified(graph: SpikingGraph, raster: SpikeRaster, target: str, options: dict[str, Any]) -> str:
-    """Return "yes", or for Lava the form of the files; raises `UnsupportedNodeError` or `GraphError` if the target refuses."""
+    """Return "yes", or for Lava the form of the files; raises what the target refuses with."""
     shipped, runner = graph, None
     if target == "lava":
         shipped = slamp.quantize(graph, slamp.load_profile("loihi2"), slamp.calibrate(graph, raster))

@@ -18,7 +18,7 @@ import torch
 import slamp
 from exporters.to_lava import reread
 from networks import randomize_normalizations, spikes, spiking_shares
-from slamp.errors import SlampError, UnsupportedModuleError
+from slamp.errors import GraphError, UnsupportedModuleError, UnsupportedNodeError
 from slamp.exporting import installed_exporters
 from slamp.graph import SpikingGraph
 from slamp.raster import SpikeRaster
@@ -87,14 +87,14 @@ def _exported(graph: SpikingGraph, raster: SpikeRaster, target: str, row: Row) -
     """Export a graph to a target, as it is or else normalization folded, and verify; say how it went."""
     if target not in installed_exporters():
         return "not yet"
-    refusal: SlampError | None = None
+    refusal: UnsupportedNodeError | GraphError | None = None
     options: tuple[dict[str, Any], ...] = ({}, {"strict": False}) if target == "nir" else ({},)
     for folds in (False, True):
         for option in options:
             try:
                 tried = slamp.fold_batchnorm(graph, raster).graph if folds else graph
                 how = _verified(tried, raster, target, option)
-            except SlampError as error:
+            except (UnsupportedNodeError, GraphError) as error:
                 refusal = refusal or error
                 continue
             words = [*(["folded"] if folds else []), how, *[f"`{key}={value}`" for key, value in option.items()]]
@@ -104,7 +104,7 @@ def _exported(graph: SpikingGraph, raster: SpikeRaster, target: str, row: Row) -
 
 
 def _verified(graph: SpikingGraph, raster: SpikeRaster, target: str, options: dict[str, Any]) -> str:
-    """Return "yes", or for Lava the form of the files; raises `SlampError` if the target refuses."""
+    """Return "yes", or for Lava the form of the files; raises what the target refuses with."""
     shipped, runner = graph, None
     if target == "lava":
         shipped = slamp.quantize(graph, slamp.load_profile("loihi2"), slamp.calibrate(graph, raster))
@@ -112,8 +112,7 @@ def _verified(graph: SpikingGraph, raster: SpikeRaster, target: str, options: di
     with tempfile.TemporaryDirectory() as directory:
         artifact = slamp.export(shipped, to=target, directory=Path(directory) / target, **options)
         result = slamp.verify(artifact, shipped, raster, runner=runner)
-        if not result.equivalent:
-            return f"DIFFERS ({result.sentence()})"
+        assert result.equivalent, f"{target}: {result.sentence()}"
         return str(artifact.manifest["options"].get("form", "yes"))
 
 

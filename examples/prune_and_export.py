@@ -22,7 +22,7 @@ EPOCHS = 4
 
 
 def build() -> SequentialState:
-    """A network of your own: any Norse SequentialState will do. Shape of the input: (1, 28, 28)."""
+    """A network of your own: any module with neurons of Norse will do. Shape of the input: (1, 28, 28)."""
     return SequentialState(
         torch.nn.Flatten(),
         torch.nn.Linear(28 * 28, 128),

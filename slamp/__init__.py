@@ -36,7 +36,7 @@ from slamp.measure import accuracy
 from slamp.profile import Profile, installed_profiles, load_profile
 from slamp.prune import Pruned, Pruning, prune
 from slamp.quantize import quantize
-from slamp.raster import SpikeRaster, load_samples, save_samples
+from slamp.raster import SpikeRaster, join, load_samples, save_samples
 from slamp.reading import load_net, load_nir
 from slamp.recover import recover
 from slamp.retrain import Train, retrain
@@ -84,6 +84,7 @@ __all__ = [
     "fold_batchnorm",
     "installed_exporters",
     "installed_profiles",
+    "join",
     "load_graph",
     "load_masks",
     "load_net",

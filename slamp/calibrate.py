@@ -112,7 +112,7 @@ class _Meter:
         self.steps = first.steps
         self.input_is_spikes = first.is_spikes
         kept = first.samples(0, min(KEPT_SAMPLES, first.batch))
-        self.sample = SpikeRaster(kept.data.clone(), kept.dt, kept.labels, kind=kept.kind)
+        self.sample = SpikeRaster(kept.data.clone(), kept.dt, kept.labels, kind=kept.kind, parts=kept.parts)
         self.samples = 0
         self.dynamics: Mapping[str, Dynamics]
         self.functions: Mapping[str, TensorFunction]

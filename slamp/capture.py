@@ -17,19 +17,22 @@ from slamp.errors import CaptureError, GraphError, RasterError, UnsupportedModul
 from slamp.graph import SpikingGraph
 from slamp.neuron_calls import is_neuron
 from slamp.nodes import NEURON, Shape
-from slamp.raster import SpikeRaster, seconds
+from slamp.raster import SpikeRaster, join, seconds
 from slamp.read_modules import check_plain_weights
 from slamp.read_neurons import DETERMINISTIC_SPIKE_METHODS, check_neuron
 from slamp.read_sites import Parts, read_sites
-from slamp.running import Recorded, Run, left_as_found, read_recorded, record, trace_network
-from slamp.sites import Edge, Site
+from slamp.running import Recorded, Run, joined_outputs, left_as_found, read_recorded, record, trace_network
+from slamp.sites import Site
 
 evaluation_mode = left_as_found
 
 
 @dataclass(frozen=True)
 class ModuleReport:
-    """What becomes of one module. ``node`` is the node type, "-" if it vanishes; ``problem`` is empty if it works."""
+    """What becomes of one module. ``node`` is the node type, "-" if it vanishes.
+
+    ``problem`` is empty if it works; else one line for each thing that does not.
+    """
 
     path: str
     module: str
@@ -58,9 +61,10 @@ def capture(net: torch.nn.Module, raster: SpikeRaster | Sequence[SpikeRaster]) -
 
     Args:
         net: The network; its device becomes the graph's.
-        raster: Samples of shape (time, batch, *features); several for a network of several inputs. These are one input
-            of the graph, flattened and side by side (`slamp.join`). Several outputs are joined likewise, but for the
-            spikes of neurons that also lead elsewhere: those are recorded under the neurons' names.
+        raster: Samples of shape (time, batch, *features); for a network of several inputs one raster each, or all
+            joined (`slamp.join`): the graph has one input, which holds them flattened and side by side. Several outputs
+            are joined likewise, but for the spikes of neurons that also lead elsewhere: those are recorded under the
+            neurons' names.
 
     Raises:
         UnsupportedModuleError: The network cannot be captured; the message names the line of code, or the module, and
@@ -69,12 +73,9 @@ def capture(net: torch.nn.Module, raster: SpikeRaster | Sequence[SpikeRaster]) -
         GraphError: Shapes do not fit one another.
         RasterError: The raster's dt is not the network's.
     """
-    rasters = (raster,) if isinstance(raster, SpikeRaster) else tuple(raster)
-    first = rasters[0]
-    shapes = tuple(item.features for item in rasters)
-    spikes = all(item.is_spikes for item in rasters)
-    captured = read_network(net, shapes, first.dt, steps=first.steps, spikes=spikes)
-    compare_with_module(net, captured.graph, rasters, captured.run, captured.parts)
+    whole = raster if isinstance(raster, SpikeRaster) else join(tuple(raster))
+    captured = network_of(net, whole)
+    compare_with_module(net, captured.graph, whole.inputs, captured.run, captured.parts)
     return captured.graph
 
 
@@ -89,7 +90,7 @@ def read_network(
 
 def _captured(net: torch.nn.Module, run: Run, dt: float, *, spikes: bool) -> Captured:
     shapes, device = run.recorded.shapes, module_device(net)
-    outputs = _joined_outputs(run)
+    outputs = joined_outputs(run)
     parts = read_sites(net, run.sites.sites, outputs, shapes, spikes=spikes)
     if parts.dt is None:
         raise UnsupportedModuleError("(net): holds no neurons; allowed are networks with at least one neuron layer")
@@ -126,7 +127,19 @@ def read_graph(
         steps: Number of steps, for networks whose code knows it.
         spikes: The input consists of spikes, as max pooling must know.
     """
-    captured = read_network(net, [features], dt, steps=steps, spikes=spikes)
+    return _with_modules(net, read_network(net, [features], dt, steps=steps, spikes=spikes))
+
+
+def graph_and_modules(
+    net: torch.nn.Module, raster: SpikeRaster
+) -> tuple[SpikingGraph, dict[str, tuple[str, torch.nn.Module]]]:
+    """As `read_graph`, for the network that runs on a raster."""
+    return _with_modules(net, network_of(net, raster))
+
+
+def _with_modules(
+    net: torch.nn.Module, captured: Captured
+) -> tuple[SpikingGraph, dict[str, tuple[str, torch.nn.Module]]]:
     modules: dict[str, tuple[str, torch.nn.Module]] = {}
     found = dict(net.named_modules())
     for site in captured.run.sites.sites:
@@ -142,15 +155,21 @@ def read_graph(
 
 def graph_of(net: torch.nn.Module, raster: SpikeRaster) -> SpikingGraph:
     """Read the network that runs on a raster, without comparing anything."""
-    return read_graph(net, raster.features, raster.dt, steps=raster.steps, spikes=raster.is_spikes)[0]
+    return network_of(net, raster).graph
 
 
-def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
+def network_of(net: torch.nn.Module, raster: SpikeRaster) -> Captured:
+    """As `graph_of`, with how the network was read."""
+    shapes = [item.features for item in raster.inputs]
+    return read_network(net, shapes, raster.dt, steps=raster.steps, spikes=raster.is_spikes)
+
+
+def check_module(net: torch.nn.Module, features: Shape | Sequence[Shape]) -> list[ModuleReport]:
     """Say for every module, then for the network as a whole, whether it can be captured; find every problem.
 
     Args:
         net: The network.
-        features: Shape of one input sample at one step.
+        features: Shape of one input sample at one step; one shape per input where there are several.
 
     Returns:
         The modules that hold no others, in the order they are run, and those whose own code has a problem; last, if it
@@ -169,7 +188,7 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
     reports: list[ModuleReport] = []
     try:
         _check_container(net)
-        recorded = record(runs, [_made_up(features, module_device(net))], check=locate)
+        recorded = record(runs, [_made_up(shape, module_device(net)) for shape in _each(features)], check=locate)
     except (UnsupportedModuleError, GraphError) as error:
         for module, path in paths.items():
             if path in found or (found and _is_leaf(module)):
@@ -197,6 +216,11 @@ def check_module(net: torch.nn.Module, features: Shape) -> list[ModuleReport]:
     if problem and not found:
         reports.append(ModuleReport("(net)", type(net).__name__, "", None, problem))
     return reports
+
+
+def _each(features: Shape | Sequence[Shape]) -> list[Shape]:
+    shapes = [tuple(shape) for shape in features if not isinstance(shape, int)]
+    return shapes or [tuple(size for size in features if isinstance(size, int))]
 
 
 def _check_container(net: torch.nn.Module) -> None:
@@ -249,14 +273,14 @@ def _read_leniently(
     """Find the nodes and shapes of modules, and more problems, all by path."""
     run = read_recorded(net, recorded, lenient=True)
     problems: list[tuple[Site, str]] = []
-    parts = read_sites(net, run.sites.sites, _joined_outputs(run), recorded.shapes, spikes=True, problems=problems)
-    first: dict[str, str] = {}
+    parts = read_sites(net, run.sites.sites, joined_outputs(run), recorded.shapes, spikes=True, problems=problems)
+    said: dict[str, list[str]] = {}
     for unread in run.reader.unread:
-        if unread.call is not None:
-            first.setdefault(unread.call.path, unread.message)
+        if unread.call is not None and unread.message not in said.setdefault(unread.call.path, []):
+            said[unread.call.path].append(unread.message)
     for site, problem in problems:
         path = "(net)" if site.first.call is None else site.first.call.path
-        found.setdefault(path, first.get(path, problem))
+        found.setdefault(path, "\n".join(said.get(path, [problem])))
     for site in run.sites.sites:
         name, call = parts.names.get(id(site)), site.first.call
         if call is not None and name in parts.nodes:
@@ -280,19 +304,6 @@ def _made_up(shape: Shape, device: torch.device) -> torch.Tensor:
     count = 20 * prod(shape)
     values = (torch.arange(count) * 2654435761 % 97 < 24).to(torch.float32)
     return values.reshape(5, 4, *shape).to(device)
-
-
-def _joined_outputs(run: Run) -> list[Edge]:
-    """Return the outputs that are joined: all but spikes of neurons that also lead elsewhere."""
-    first, *others = run.sites.outputs
-    used = {id(operand.source) for site in run.sites.sites for operand in site.operands if isinstance(operand, Edge)}
-    chosen = [first]
-    for edge in others:
-        same = any(edge.source is known.source and edge.lag == known.lag for known in chosen)
-        inside = id(edge.source) in used and edge.source.operation.kind == "neuron"
-        if not same and not inside:
-            chosen.append(edge)
-    return chosen
 
 
 def neuron_nodes(graph: SpikingGraph) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -15,8 +15,9 @@ from slamp.neuron_calls import loops_over_time
 from slamp.nodes import NEURON, SPIKING
 from slamp.raster import SpikeRaster, join
 from slamp.read_sites import Parts
-from slamp.running import Run, left_as_found, run_style, split_result
+from slamp.running import Run, joined_outputs, left_as_found, run_style, split_result
 from slamp.simulate import stream
+from slamp.sites import IN_PIECES
 from slamp.unrolled import Read
 
 # What a module that loops over time gives at once is kept until the graph has come as far; the batch is cut so that it
@@ -133,7 +134,9 @@ class _Comparison:
                 result = self.net(*arguments)
             step = next(graph_steps)
             output, _ = split_result(self.net, result, len(self.rasters))
-            self._check(step, output)
+            self._check_neurons(step)
+            if not self.run.sites.readout:
+                self._check_outputs(step, dict(enumerate(_tensors(output))))
             self.found.clear()
             return result
 
@@ -147,25 +150,25 @@ class _Comparison:
                 results.append(self.net(*arguments))
             return results[0]
 
-        style = self.run.recorded.style
-        run_style(self.net, self._inputs(), style, call, lambda tensor: tensor)
-        output = _first(results[0])
-        if output is not None and self.run.sites.time_axis == 1 and not self.run.sites.readout:
-            output = output.transpose(0, 1)
-        kept: list[torch.Tensor] = []
-        for step in stream(self.graph, self.raster):
-            each = output[step.t] if output is not None and not self.run.sites.readout else None
-            self._check(step, each)
-            if self.run.sites.readout:
+        run_style(self.net, self._inputs(), self.run.recorded.style, call, lambda tensor: tensor)
+        outputs = list(_tensors(results[0]))
+        if self.run.sites.readout:
+            kept: list[torch.Tensor] = []
+            for step in stream(self.graph, self.raster):
+                self._check_neurons(step)
                 kept.append(step.values[self.graph.output])
-        if self.run.sites.readout and output is not None:
-            self._check_readout(kept, output)
+            self._check_readout(kept, outputs[0])
+            return
+        moved = {index: _by_time(outputs[index], axis) for index, axis in self.run.sites.returned}
+        for step in stream(self.graph, self.raster):
+            self._check_neurons(step)
+            self._check_outputs(step, {index: values[step.t] for index, values in moved.items()})
 
     def _inputs(self) -> list[torch.Tensor]:
         device = self.graph.device
         return [item.data.to(device=device, dtype=torch.float32) for item in self.rasters]
 
-    def _check(self, step: Any, output: Any) -> None:
+    def _check_neurons(self, step: Any) -> None:
         for (name, t), found in self.found.items():
             if t == step.t:
                 self._check_cells(name, found, step.values[name], t, step.v.get(name))
@@ -175,10 +178,21 @@ class _Comparison:
                     f"{name}: the module does not run it in step {step.t} of these samples; what is run must not "
                     "depend on the input"
                 )
-        single = _first(output)
+
+    def _check_outputs(self, step: Any, outputs: Mapping[int, torch.Tensor]) -> None:
+        """Compare every joined output; ``outputs`` are those of this step, by their place among what is returned."""
         expected = step.values[self.graph.output]
-        if single is not None and (single.shape == expected.shape or len(self.run.sites.outputs) == 1):
-            self._check_cells(self.graph.output, single, expected, step.t, None)
+        joined = joined_outputs(self.run)
+        if len(joined) == 1:
+            self._check_cells(self.graph.output, outputs[self.run.sites.returned[0][0]], expected, step.t, None)
+            return
+        returned = dict(zip(map(id, self.run.sites.outputs), self.run.sites.returned, strict=True))
+        start = 0
+        for edge in joined:
+            found = outputs[returned[id(edge)][0]].flatten(1)
+            part = expected[:, start : start + found.shape[1]]
+            self._check_cells(self.graph.output, found, part, step.t, None)
+            start += found.shape[1]
 
     def _check_readout(self, outputs: Sequence[torch.Tensor], found: torch.Tensor) -> None:
         sites = self.run.sites
@@ -228,6 +242,11 @@ class _Comparison:
         )
 
 
+def _by_time(output: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return an output with time as its first axis."""
+    return output.flatten(0, 1) if axis == IN_PIECES else output.transpose(0, axis)
+
+
 def _order(run: Run, parts: Parts) -> Mapping[torch.nn.Module, list[str]]:
     """Return, for every neuron module, its nodes in the order of its calls within a step."""
     names = {id(site): name for name, site in parts.neurons.items()}
@@ -241,9 +260,10 @@ def _order(run: Run, parts: Parts) -> Mapping[torch.nn.Module, list[str]]:
     return {module: [name for _, name in sorted(uses)] for module, uses in order.items()}
 
 
-def _first(result: Any) -> torch.Tensor | None:
-    """Return the first tensor in nested tuples, lists and dictionaries."""
+def _tensors(result: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested tuples, lists and dictionaries."""
     if isinstance(result, torch.Tensor):
-        return result
-    items = result.values() if isinstance(result, dict) else result if isinstance(result, (tuple, list)) else ()
-    return next((found for item in items if (found := _first(item)) is not None), None)
+        yield result
+    elif isinstance(result, (dict, tuple, list)):
+        for item in result.values() if isinstance(result, dict) else result:
+            yield from _tensors(item)

@@ -18,7 +18,7 @@ class Folding:
     """A folded graph and what folding changed.
 
     Attributes:
-        graph: The graph without `Scale` nodes.
+        graph: The graph without the folded `Scale` nodes.
         folded: Names of the nodes that were folded away.
         cells: Spike cells compared between the graphs before and after, every spiking layer, step and sample.
         differing: Cells that spike otherwise, because sums are rounded in another order.
@@ -33,24 +33,31 @@ class Folding:
 def fold_batchnorm(graph: SpikingGraph, raster: SpikeRaster) -> Folding:
     """Multiply every `Scale` into the weighted node before it and add its shift to the bias.
 
-    Products are computed in float64 and rounded once. The effect is measured on ``raster`` and reported.
+    A `Scale` without a shift (a multiplication by constants) that follows no weighted node, or one that feeds other
+    nodes too, stays. Products are computed in float64 and rounded once. The effect is measured on ``raster`` and
+    reported.
 
     Raises:
-        UnsupportedNodeError: A `Scale` does not directly follow a weighted node.
+        UnsupportedNodeError: A `Scale` that has a shift does not directly follow a weighted node.
     """
     nodes: dict[str, Node] = dict(graph.nodes)
     edges = list(graph.edges)
-    folded = [name for name in graph.order if isinstance(graph.nodes[name], Scale)]
-    for name in folded:
-        scale = nodes.pop(name)
-        assert isinstance(scale, Scale)
+    folded: list[str] = []
+    for name in graph.order:
+        scale = nodes[name]
+        if not isinstance(scale, Scale):
+            continue
         (before,) = [source for source, target in edges if target == name]
         weighted = nodes[before]
         if not isinstance(weighted, (Linear, Affine, Conv1d, Conv2d)) or len(graph.targets(before)) != 1:
+            if not scale.shift.any():
+                continue
             raise UnsupportedNodeError(
                 f"{name}: Scale follows {type(weighted).__name__} {before!r}; allowed is a linear or convolution layer "
                 "that feeds nothing else; move the batch normalization behind one"
             )
+        del nodes[name]
+        folded.append(name)
         nodes[before] = _folded(weighted, scale)
         edges = [edge for edge in edges if edge[1] != name]
         edges = [(before, target) if source == name else (source, target) for source, target in edges]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from slamp.arithmetic import BIAS_MANTISSA, SHIFT, STATE_LIMIT, TRAINED_SCALE, LayerScale
 from slamp.calibrate import calibrate
-from slamp.capture import read_graph
+from slamp.capture import graph_and_modules
 from slamp.errors import TrainingError, UnsupportedModuleError
 from slamp.graph import SpikingGraph
 from slamp.nodes import IF, NEURON, READOUT, WEIGHTED, CubaLI, CubaLIF, Delay
@@ -48,7 +48,7 @@ def integer_forward(net: torch.nn.Module, profile: Profile, raster: SpikeRaster)
             is recurrent.
         SlampError: What `slamp.quantize` raises.
     """
-    graph, modules = read_graph(net, raster.features, raster.dt)
+    graph, modules = graph_and_modules(net, raster)
     if "Scale" in {type(node).__name__ for node in graph.nodes.values()}:
         raise UnsupportedModuleError(
             "(net): normalizes batches, which Loihi does not; fold the normalization into the weights before training "

@@ -182,8 +182,15 @@ class Interpreter:
         for value in values:
             if isinstance(unread := self.of(value), Unread):
                 return self._bind(call.result, unread)
+        result = call.result
+        if name in IDENTITIES and isinstance(result, Value) and result.tensor.dtype != torch.float32:
+            message = f"{call.where}: {call.what} gives {result.tensor.dtype}; stay in torch.float32"
+            return self._bind(result, self._unread(call, message))
         if name in IDENTITIES or name in DROPOUTS:
             return self._bind(call.result, self._meanings.get(id(call.arguments[0]), None))
+        if call.functional:
+            message = f"{call.where}: {call.functional} of norse.torch.functional is not captured; {BY_MODULE}"
+            return self._bind(call.result, self._unread(call, message))
         handler = HANDLERS.get(name)
         if handler is None:
             message = f"{call.where}: {call.what} is not captured; {ADVICE.get(call.what, ADVICE.get(name, GENERAL))}"
@@ -323,6 +330,7 @@ def _values(tree: Any) -> Iterator[Value]:
 
 
 _DYNAMIC = (Instance, Stack, Pieces, State, Read, Unread)
+BY_MODULE = "use the module of that neuron, such as LIFCell, and hand its state on"
 GENERAL = "use the modules and operations of the support table in the README"
 BATCH_FIRST = "keep the batch axis as it is; operations on time and batch together are not captured"
 ADVICE = {
@@ -340,6 +348,7 @@ ADVICE = {
     "conv_transpose2d": "use nearest upsampling followed by Conv2d",
     "layer_norm": "use BatchNorm, whose numbers are fixed in evaluation",
     "group_norm": "use BatchNorm, whose numbers are fixed in evaluation",
+    "argmax": "return the values, and take the largest outside of the network",
     "where": "what is computed must not depend on the values; use a neuron for thresholds",
     "clamp": "use a neuron in its place",
 }

@@ -123,17 +123,19 @@ def _sum(reader: Interpreter, call: Call, factors: Sequence[float]) -> Meaning:
     if call.function.startswith("__r"):  # Tensor.__radd__(self, other) is other + self
         operands, factors = operands[::-1], list(factors)[::-1]
     result: list[Meaning | Value] = []
-    part = 0
-    for operand, factor in zip(operands, factors, strict=True):
-        if isinstance(operand, Read):
-            return _after_reading(reader, call, operand)
+    part = len(operands)  # the parts before are the negations, whether there are any or not
+    reads = [operand for operand in operands if isinstance(operand, Read)]
+    if reads:
+        shifts = [operand for operand in operands if isinstance(operand, Value)]
+        _check_order_kept(reader, call, shifts, rising=factors[operands.index(reads[0])] > 0)
+        return _after_reading(reader, call, reads[0])
+    for index, (operand, factor) in enumerate(zip(operands, factors, strict=True)):
         if isinstance(operand, Value):
             result.append(operand if factor == 1.0 else Value(-operand.tensor, call))
             continue
         if factor == -1.0:
             minus = Operation("scale", (), (Value(torch.tensor(-1.0)),))
-            operand = reader.lifted(call, [operand], minus, part=part)
-            part += 1
+            operand = reader.lifted(call, [operand], minus, part=index)
         result.append(operand)
     _check_constants(reader, call, result)
     return reader.lifted(call, result, Operation("add"), part=part)
@@ -150,9 +152,11 @@ def _mul(reader: Interpreter, call: Call) -> Meaning:
         raise reader.refuse(
             call, "combines two values that depend on the input", "multiply and divide by constants only"
         )
-    if isinstance(others[0], Read):
-        return _after_reading(reader, call, others[0])
     factor = constants[0]
+    if isinstance(others[0], Read):
+        inverted = "div" in call.function and isinstance(operands[0], Value)
+        _check_order_kept(reader, call, constants, rising=bool((factor.tensor > 0).all()) and not inverted)
+        return _after_reading(reader, call, others[0])
     if "div" in call.function:
         if isinstance(operands[0], Value) or call.options.get("rounding_mode") is not None:
             raise reader.refuse(call, "divides by a value that depends on the input", "divide by constants only")
@@ -299,7 +303,11 @@ def _reshape(reader: Interpreter, call: Call) -> Meaning:
     x = reader.operand(call.arguments[0])
     shape = tuple(call.result.shape)
     if isinstance(x, Read):
+        if shape[:1] != call.arguments[0].shape[:1]:
+            raise reader.refuse(call, f"makes {shape} of what was read over time", BATCH_FIRST)
         return _after_reading(reader, call, x)
+    if isinstance(x, Instance) and shape == (1, *call.arguments[0].shape) and call.function == "unsqueeze":
+        return Stack((x,), 0)
     if isinstance(x, Stack):
         before = call.arguments[0].shape
         if shape[:2] != before[:2]:
@@ -308,21 +316,24 @@ def _reshape(reader: Interpreter, call: Call) -> Meaning:
     return reader.lifted(call, [x], Operation("reshape", shape[1:]))
 
 
-@handles("permute", "transpose", "swapaxes", "movedim")
+MOVING = ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis")
+
+
+def moved_axes(call: Call) -> tuple[int, ...]:
+    """Return, for a call of a function in `MOVING`, where each axis of the result came from."""
+    # Sizes tell the axes apart.
+    probe = torch.empty(*range(2, len(call.arguments[0].shape) + 2), device="meta")
+    rest = call.arguments[1:]
+    moved = getattr(probe, call.function)(*rest, **call.options)
+    return tuple(size - 2 for size in moved.shape)
+
+
+@handles(*MOVING)
 def _permute(reader: Interpreter, call: Call) -> Meaning:
     value, x = call.arguments[0], reader.operand(call.arguments[0])
-    count = len(value.shape)
-    # Numbered axes, permuted the same way, say where each came from.
-    probe = torch.arange(count).reshape(*[1] * count) if count == 0 else torch.empty(*range(2, count + 2))
-    function = getattr(torch, call.function)
-    moved = (
-        function(probe, *call.arguments[1:], **call.options)
-        if call.function != "permute"
-        else probe.permute(*(call.arguments[1:] if call.arguments[1:] else (call.options["dims"],)))
-    )
-    axes = tuple(size - 2 for size in moved.shape)
+    count, axes = len(value.shape), moved_axes(call)
     if isinstance(x, Read):
-        return _after_reading(reader, call, x)
+        raise reader.refuse(call, "moves axes of what was read over time", "move them before, in each step")
     if isinstance(x, Stack):
         if axes[:2] == (1, 0) and axes[2:] == tuple(range(2, count)):
             return Stack(x.entries, 1 - x.axis)
@@ -346,10 +357,25 @@ def _cat(reader: Interpreter, call: Call) -> Meaning:
         if len(stacks) != len(meanings):
             raise reader.refuse(call, "joins steps and constants", "join values of the network only")
         return Stack(tuple(entries), dim)
+    if dim == 1 and (steps := _steps_beside(meanings, reader.steps)):
+        return Stack(steps, 1)
     before = 2 if stacks else 1
     if dim < before:
         raise reader.refuse(call, "joins batches", BATCH_FIRST)
     return reader.lifted(call, meanings, Operation("cat", (dim - before,)))
+
+
+def _steps_beside(meanings: Sequence[Meaning | Value], steps: int) -> tuple[Instance, ...]:
+    """Return the values of all steps that got an axis of their own, as in ``cat([z[:, None] for z in outputs], 1)``."""
+    found = [
+        meaning.operands[0]
+        for meaning in meanings
+        if isinstance(meaning, Instance) and meaning.operation.kind == "reshape" and meaning.time < steps
+        if isinstance(meaning.operands[0], Instance) and meaning.shape == (1, *meaning.operands[0].shape)
+    ]
+    entries = tuple(entry for entry in found if isinstance(entry, Instance))
+    alike = len(meanings) == len(entries) == steps and Stack(entries, 1).over_time
+    return entries if alike else ()
 
 
 @handles("stack")
@@ -359,6 +385,9 @@ def _stack(reader: Interpreter, call: Call) -> Meaning:
     dim = int(found["dim"]) % len(call.result.shape)
     if all(isinstance(entry, (Instance, Value)) for entry in entries):
         return Stack(tuple(entry for entry in entries if isinstance(entry, (Instance, Value))), dim)
+    read = next((entry for entry in entries if isinstance(entry, Read) and entry.calls), None)
+    if read is not None:
+        raise reader.refuse(read.calls[0], "is applied to every step", "apply it to what is read over time")
     pieces = [entry for entry in entries if isinstance(entry, Stack) and entry.axis == 0]
     joined = Stack(tuple(step for piece in pieces for step in piece.entries), 0)
     if dim == 0 and len(pieces) == len(entries) and joined.over_time:
@@ -392,6 +421,8 @@ def _getitem(reader: Interpreter, call: Call) -> Meaning:
             return _taken(reader, call, x, index[2:], 2)
         raise reader.refuse(call, "takes steps and features at once", "take the step first, then its features")
     if isinstance(x, Read):
+        if any(item != slice(None) for item in index):
+            raise reader.refuse(call, "takes a part of what was read over time", "take it before, in each step")
         return _after_reading(reader, call, x)
     if not index or index[0] != slice(None):
         raise reader.refuse(call, "takes samples out of the batch", BATCH_FIRST)
@@ -507,6 +538,16 @@ def _after(reader: Interpreter, call: Call) -> Meaning:
             call, "is applied to every step", "read the output over time first (sum, mean, max or last)"
         )
     return _after_reading(reader, call, x)
+
+
+def _check_order_kept(reader: Interpreter, call: Call, constants: Sequence[Value], *, rising: bool) -> None:
+    """Refuse what may move the largest class: anything but one number for all, and factors above zero."""
+    if len(constants) != 1 or constants[0].tensor.numel() != 1 or not rising:
+        raise reader.refuse(
+            call,
+            "changes the order of what was read over time",
+            "allowed there are positive factors, shifts by one number and softmax; do the rest in each step",
+        )
 
 
 def _after_reading(reader: Interpreter, call: Call, read: Read) -> Read:

@@ -55,6 +55,7 @@ class Overview:
         nodes: In the order of the graph.
         edges: In the order of the graph.
         dt: Time step in seconds.
+        readout: How the output is read over time, or "".
         parameters: Of all nodes together, a weight that several nodes share counted once.
         synapses: Of all nodes together, a shared weight counted for every use.
         graph_hash: Hash of the graph.
@@ -63,6 +64,7 @@ class Overview:
     nodes: tuple[NodeRow, ...]
     edges: tuple[EdgeRow, ...]
     dt: float
+    readout: str
     parameters: int
     synapses: int
     graph_hash: str
@@ -91,6 +93,7 @@ def overview(graph: SpikingGraph) -> Overview:
         nodes,
         tuple(EdgeRow(source, target, (source, target) in closing) for source, target in graph.edges),
         graph.dt,
+        graph.readout,
         parameters,
         sum(row.synapses or 0 for row in nodes),
         graph.hash,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,15 +28,18 @@ class SpikeRaster:
         dt: Length of one time step in seconds.
         labels: Optional class of each sample, int64, shape (batch,).
         kind: "spikes" refuses anything but 0 and 1, "analog" keeps float32, "auto" decides by the values.
+        parts: For a network of several inputs the shape of each; ``data`` then holds them flattened and side by side.
 
     Raises:
-        RasterError: Fewer than three axes, an empty axis, a forbidden dtype or value, a dt that is not positive.
+        RasterError: Fewer than three axes, an empty axis, a forbidden dtype or value, a dt that is not positive, parts
+            that do not add up.
     """
 
     data: torch.Tensor
     dt: float = 1e-3
     labels: torch.Tensor | None = None
     kind: Kind = "auto"
+    parts: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         data = _as_tensor(self.data)
@@ -50,6 +55,11 @@ class SpikeRaster:
         object.__setattr__(self, "data", _typed(data, self.kind))
         object.__setattr__(self, "dt", seconds(self.dt))
         object.__setattr__(self, "kind", "spikes" if self.is_spikes else "analog")
+        object.__setattr__(self, "parts", tuple(tuple(int(size) for size in shape) for shape in self.parts))
+        if self.parts and self.features != (sum(prod(shape) for shape in self.parts),):
+            raise RasterError(
+                f"raster: features {self.features} with parts {self.parts}; allowed is one axis that holds all parts"
+            )
         if self.labels is not None:
             object.__setattr__(self, "labels", _checked_labels(self.labels, data.shape[1]))
 
@@ -73,20 +83,31 @@ class SpikeRaster:
         """Shape of one sample at one time step."""
         return tuple(int(size) for size in self.data.shape[2:])
 
+    @property
+    def inputs(self) -> tuple[SpikeRaster, ...]:
+        """One raster per input of the network: its parts, or the raster itself."""
+        if not self.parts:
+            return (self,)
+        cut = self.data.split([prod(shape) for shape in self.parts], dim=2)
+        return tuple(
+            SpikeRaster(piece.unflatten(2, shape), self.dt, self.labels, kind=self.kind)
+            for piece, shape in zip(cut, self.parts, strict=True)
+        )
+
     def to(self, device: str | torch.device) -> SpikeRaster:
         """Return the raster on another device."""
-        return SpikeRaster(self.data.to(device), self.dt, self.labels, kind=self.kind)
+        return SpikeRaster(self.data.to(device), self.dt, self.labels, kind=self.kind, parts=self.parts)
 
     def samples(self, start: int, stop: int) -> SpikeRaster:
         """Return samples ``start`` to ``stop`` (exclusive), labels included."""
         labels = None if self.labels is None else self.labels[start:stop]
-        return SpikeRaster(self.data[:, start:stop], self.dt, labels, kind=self.kind)
+        return SpikeRaster(self.data[:, start:stop], self.dt, labels, kind=self.kind, parts=self.parts)
 
     def select(self, indices: Sequence[int]) -> SpikeRaster:
         """Return the named samples, in that order, labels included."""
         chosen = torch.as_tensor(list(indices), dtype=torch.int64, device=self.data.device)
         labels = None if self.labels is None else self.labels[chosen.to(self.labels.device)]
-        return SpikeRaster(self.data[:, chosen], self.dt, labels, kind=self.kind)
+        return SpikeRaster(self.data[:, chosen], self.dt, labels, kind=self.kind, parts=self.parts)
 
     def batches(self, size: int) -> Iterator[SpikeRaster]:
         """Yield the raster in pieces of at most ``size`` samples."""
@@ -109,7 +130,8 @@ def load_samples(path: str | Path) -> SpikeRaster:
     """Read a samples file.
 
     An npz with ``spikes`` (time, batch, *features) holding 0 and 1, or ``analog`` with float32 values in its place,
-    optional ``labels`` (batch,) and optional ``dt`` in seconds (default 1e-3).
+    optional ``labels`` (batch,), optional ``dt`` in seconds (default 1e-3), and for a network of several inputs
+    ``parts``, the shape of each as JSON.
 
     Raises:
         RasterError: The file is missing, is not an npz, or holds the wrong arrays.
@@ -134,7 +156,11 @@ def load_samples(path: str | Path) -> SpikeRaster:
         raise RasterError(f"{path}: dt has shape {dt.shape} and dtype {dt.dtype}; allowed is one number of seconds")
     kind: Kind = "spikes" if name == "spikes" else "analog"
     try:
-        return SpikeRaster(arrays[name], seconds(dt.reshape(())), arrays.get("labels"), kind=kind)  # type: ignore[arg-type]  # arrays are converted in __post_init__
+        parts = json.loads(str(arrays["parts"])) if "parts" in arrays else ()
+    except ValueError as error:
+        raise RasterError(f"{path}: parts are {str(arrays['parts'])!r}; allowed is a JSON list of shapes") from error
+    try:
+        return SpikeRaster(arrays[name], seconds(dt.reshape(())), arrays.get("labels"), kind=kind, parts=parts)  # type: ignore[arg-type]  # arrays are converted in __post_init__
     except RasterError as error:
         raise RasterError(f"{path}: {error}") from error
 
@@ -144,6 +170,8 @@ def save_samples(raster: SpikeRaster, path: str | Path) -> None:
     arrays: dict[str, Any] = {"spikes" if raster.is_spikes else "analog": raster.numpy(), "dt": np.float64(raster.dt)}
     if raster.labels is not None:
         arrays["labels"] = raster.labels.cpu().numpy()
+    if raster.parts:
+        arrays["parts"] = np.array(json.dumps(raster.parts))
     np.savez_compressed(path, **arrays)
 
 
@@ -201,7 +229,7 @@ def _checked_labels(labels: object, batch: int) -> torch.Tensor:
 
 
 def join(rasters: Sequence[SpikeRaster]) -> SpikeRaster:
-    """Return the inputs of a network of several inputs as one raster: flattened and side by side.
+    """Return the inputs of a network of several inputs as one raster: flattened and side by side, in their order.
 
     Args:
         rasters: One per input, of equal steps, samples and dt.
@@ -219,4 +247,4 @@ def join(rasters: Sequence[SpikeRaster]) -> SpikeRaster:
                 "give every input the same"
             )
     data = torch.cat([item.data.flatten(2) for item in rasters], dim=2)
-    return SpikeRaster(data, first.dt, first.labels, kind=first.kind)
+    return SpikeRaster(data, first.dt, first.labels, kind=first.kind, parts=tuple(item.features for item in rasters))

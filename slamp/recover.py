@@ -21,7 +21,7 @@ import torch
 
 from slamp.activity import Activity
 from slamp.calibrate import calibrate
-from slamp.capture import read_graph
+from slamp.capture import graph_and_modules
 from slamp.errors import MaskError, SilentNetworkError
 from slamp.graph import SpikingGraph
 from slamp.masks import Masks, masked_copy
@@ -63,7 +63,7 @@ def recover(
     """
     if per not in ("layer", "neuron"):
         raise MaskError(f"recover: per is {per!r}; allowed are 'layer' and 'neuron'")
-    graph, modules = read_graph(net, raster.features, raster.dt, steps=raster.steps, spikes=raster.is_spikes)
+    graph, modules = graph_and_modules(net, raster)
     raster = raster.samples(0, _affordable(graph, raster))
     dense = targets or calibrate(graph, raster)
     if missing := [name for name in graph.spiking if name not in dense.neurons]:

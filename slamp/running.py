@@ -6,7 +6,6 @@ found out by running it: one that loops takes its input apart along time.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +19,10 @@ from slamp.dynamics import exact_float32
 from slamp.errors import SlampError, UnsupportedModuleError
 from slamp.interpret import Interpreter
 from slamp.neuron_calls import is_neuron, loops_over_time
-from slamp.operations import register_handlers
+from slamp.operations import MOVING, moved_axes, register_handlers
 from slamp.read_modules import check_plain_weights
 from slamp.read_neurons import check_neuron
-from slamp.sites import Edge, Folding, Sites
+from slamp.sites import IN_PIECES, Edge, Folding, Sites
 from slamp.tracing import LIBRARIES, Check, Trace, Tracer, Value
 from slamp.unrolled import Instance, Operation, Pieces, Read, Stack, State, Unread
 
@@ -106,11 +105,12 @@ def record(
             with exact_float32(), left_as_found(net):
                 run_style(net, data, style, partial(tracer.run, net), tracer.input)
         except Exception as error:  # noqa: BLE001  # the user's code may raise anything
-            failures[style] = error
-            where[style] = tracer.failure
             if _taken_apart(tracer.trace, style):
                 apart.add(style)
-            if style == "steps" or (style in apart and isinstance(error, SlampError)):
+            if style != "batch first" or style in apart:
+                failures[style] = error
+                where[style] = tracer.failure
+            if isinstance(error, SlampError) and (style == "steps" or style in apart):
                 break
             continue
         if style == "steps" or _taken_apart(tracer.trace, style):
@@ -147,7 +147,7 @@ def _worst(
 def _check(module: torch.nn.Module, where: str) -> None:
     if is_neuron(module):
         check_neuron(module, where=where, dt=None)
-    elif module._parameters or module._buffers or torch.nn.utils.parametrize.is_parametrized(module):
+    else:
         check_plain_weights(module, where)
 
 
@@ -211,14 +211,14 @@ def split_result(net: torch.nn.Module, result: Any, inputs: int) -> tuple[Any, A
 
 def _taken_apart(trace: Trace, style: Style) -> bool:
     """True if the first input was taken apart along time, or given to a module that does so."""
-    axis = 0 if style == "sequence" else 1
-    inputs = {id(value) for value in trace.inputs}
-    lead = set(inputs)  # values of all steps
+    first = 0 if style == "sequence" else 1
+    lead = {id(value): first for value in trace.inputs}  # values of all steps, and their axis of time
     for call in trace.calls:
         values = [value for value in (*call.arguments, *call.options.values()) if isinstance(value, Value)]
         if call.arguments and isinstance(call.arguments[0], tuple):
             values += [value for value in call.arguments[0] if isinstance(value, Value)]
-        if not any(id(value) in lead for value in values):
+        axis = next((lead[id(value)] for value in values if id(value) in lead), None)
+        if axis is None:
             continue
         if call.module is not None and loops_over_time(call.module):
             return axis == 0
@@ -233,7 +233,9 @@ def _taken_apart(trace: Trace, style: Style) -> bool:
                 return True
         elif call.function == "select" and call.arguments[1:2] == (axis,):
             return True
-        lead |= {id(value) for value in _values(call.result)}
+        elif call.function in MOVING:
+            axis = moved_axes(call).index(axis)
+        lead |= {id(value): axis for value in _values(call.result)}
     return False
 
 
@@ -242,6 +244,9 @@ def _values(tree: Any) -> Iterator[Value]:
         yield tree
     elif isinstance(tree, (tuple, list)):
         for item in tree:
+            yield from _values(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
             yield from _values(item)
 
 
@@ -276,17 +281,21 @@ def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = F
     if not found:
         raise UnsupportedModuleError("(net): returns no tensor; return the output of every step")
     edges: list[Edge] = []
+    returned: list[tuple[int, int]] = []
     readout, reading = "", None
     for index, meaning in enumerate(found):
         if index == 0:
             edge, readout, reading = _first_output(folding, meaning, steps)
             edges.append(edge)
+            returned.append((0, meaning.axis if isinstance(meaning, Stack) else 0))
             continue
         later = meaning.stack if isinstance(meaning, Pieces) else meaning
-        if isinstance(later, Stack) and len(later.entries) == steps and later.over_time:
-            edges.append(folding.output(later))
-    axis = found[0].axis if isinstance(found[0], Stack) else 0
-    sites = Sites(folding.reached([edge.source for edge in edges]), tuple(edges), readout, reading, axis)
+        if not isinstance(later, Stack) or len(later.entries) != steps or not later.over_time:
+            continue
+        edges.append(folding.output(later))
+        returned.append((index, meaning.axis if isinstance(meaning, Stack) else IN_PIECES))
+    reached = folding.reached([edge.source for edge in edges])
+    sites = Sites(reached, tuple(edges), readout, tuple(returned), reading)
     return Run(recorded, sites, reader)
 
 
@@ -342,12 +351,24 @@ def _first_output(folding: Folding, meaning: Any, steps: int) -> tuple[Edge, str
     return summed, "mean" if mean else "sum", None
 
 
+def joined_outputs(run: Run) -> list[Edge]:
+    """Return the outputs that are joined: all but spikes of neurons that also lead elsewhere."""
+    first, *others = run.sites.outputs
+    used = {id(operand.source) for site in run.sites.sites for operand in site.operands if isinstance(operand, Edge)}
+    chosen = [first]
+    for edge in others:
+        same = any(edge.source is known.source and edge.lag == known.lag for known in chosen)
+        inside = id(edge.source) in used and edge.source.operation.kind == "neuron"
+        if not same and not inside:
+            chosen.append(edge)
+    return chosen
+
+
 @contextmanager
 def left_as_found(net: torch.nn.Module) -> Iterator[None]:
     """Put a network in evaluation mode; afterwards leave it, its attributes and torch's generators as they were."""
     modules = list(net.modules())
     attributes = [{key: _kept(item) for key, item in vars(module).items()} for module in modules]
-    tensors = [(tensor, tensor.detach().clone()) for tensor in net.buffers()]
     # IAFCell marks its own v_reset tensor as requiring gradients when it makes a state (norse 1.1.0).
     leaves = [
         value
@@ -365,29 +386,42 @@ def left_as_found(net: torch.nn.Module) -> Iterator[None]:
         finally:
             for module, before in zip(modules, attributes, strict=True):
                 _restore(module, before)
-            with torch.no_grad():
-                for tensor, values in tensors:
-                    tensor.copy_(values)
             for tensor, mode in zip(leaves, gradients, strict=True):
                 tensor.requires_grad_(mode)
 
 
-def _kept(item: Any) -> Any:
-    """Return an attribute and, of a list or dictionary, what it holds."""
-    return (item, copy.copy(item)) if isinstance(item, (list, dict)) else (item, None)
+def _kept(item: Any) -> tuple[Any, Any]:
+    """Return an attribute and what it holds: the numbers of a tensor, the items of a list or dictionary, likewise."""
+    if isinstance(item, torch.Tensor) and not isinstance(item, torch.nn.Parameter):
+        return item, item.detach().clone()
+    if isinstance(item, list):
+        return item, [_kept(part) for part in item]
+    if isinstance(item, dict):
+        return item, {key: _kept(part) for key, part in item.items()}
+    return item, None
+
+
+def _restored(kept: tuple[Any, Any]) -> Any:
+    """Return what `_kept` was given, as it was."""
+    item, content = kept
+    if isinstance(item, list):
+        item[:] = [_restored(part) for part in content]
+    elif isinstance(item, dict):
+        parts = {key: _restored(part) for key, part in content.items()}
+        item.clear()
+        item.update(parts)
+    elif content is not None:
+        with torch.no_grad():
+            item.copy_(content)
+    return item
 
 
 def _restore(module: torch.nn.Module, before: dict[str, Any]) -> None:
     now = vars(module)
     for key in [key for key in now if key not in before]:
         del now[key]
-    for key, (item, content) in before.items():
-        if isinstance(item, list):
-            item[:] = content
-        elif isinstance(item, dict):
-            item.clear()
-            item.update(content)
-        now[key] = item
+    for key, kept in before.items():
+        now[key] = _restored(kept)
 
 
 def _excerpt(tensor: torch.Tensor, steps: int, batch: int) -> torch.Tensor:

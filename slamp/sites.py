@@ -21,6 +21,9 @@ MAPS_ZERO_TO_ZERO = words(
 )
 
 
+IN_PIECES = -1
+
+
 @dataclass(frozen=True)
 class Edge:
     """An edge from ``source``, whose value arrives ``lag`` steps later."""
@@ -64,15 +67,16 @@ class Sites:
         sites: In the order the first full step runs them.
         outputs: What it gives: edges, the output first.
         readout: How the output is read over time ("sum", "mean", "max", "last"), or "".
+        returned: Of every output which of the returned tensors it is, and which of its axes is time; `IN_PIECES` if the
+            first two are.
         reading: What returned that, to compare it; None if every step was returned.
-        time_axis: Axis of time in what was returned first, of every step.
     """
 
     sites: tuple[Site, ...]
     outputs: tuple[Edge, ...]
     readout: str = ""
+    returned: tuple[tuple[int, int], ...] = ()
     reading: Read | None = field(default=None, compare=False)
-    time_axis: int = 0
 
 
 class Folding:
@@ -96,6 +100,11 @@ class Folding:
                 site = self.by_place[instance.place] = Site(instance.operation, instance.shape, {})
                 self.order.append(site)
             site.instances[instance.time] = instance
+            if instance.operation.kind == "neuron" and len(site.instances) > steps:
+                raise UnsupportedModuleError(
+                    f"{_where(instance)}: {_what(instance)} runs more than once per time step with one state; give it "
+                    "one call per step, or another module"
+                )
         self._done: set[int] = set()
 
     def last(self, entry: Instance) -> Edge:
@@ -104,9 +113,8 @@ class Folding:
         if site is None:
             raise UnsupportedModuleError(f"{entry.line}: the output does not depend on the input")
         if entry.time != self.steps - 1:
-            raise UnsupportedModuleError(
-                f"{entry.line}: the output is that of step {entry.time} of {self.steps}; return the last, or all"
-            )
+            found = f"the output is that of step {entry.time} of {self.steps}"
+            raise UnsupportedModuleError(f"{entry.line}: {found}; return the last, or all, stacked")
         return Edge(site, 0)
 
     def output(self, stack: Stack) -> Edge:
@@ -207,7 +215,7 @@ class Folding:
             assert isinstance(operand, Instance)
             if source is edge.source:
                 return operand.time == at
-            return self._stands_for(edge.source, at, operand)
+            return self._same(edge.source, at, operand) or self._stands_for(edge.source, at, operand)
         value = _value(operand).tensor
         return bool((value == 0).all()) and self._zero(edge.source, at)
 
@@ -243,7 +251,20 @@ class Folding:
         edge = left[0]
         if self.site(operand) is edge.source:
             return operand.time == t - edge.lag
+        if self._same(edge.source, t - edge.lag, operand, depth + 1):
+            return True
         return self._stands_for(edge.source, t - edge.lag, operand, depth + 1)
+
+    def _same(self, site: Site, t: int, operand: Instance, depth: int = 0) -> bool:
+        """True if ``operand`` is what a site that did not run at ``t`` computes, run by another line of code."""
+        if t in site.instances or operand.time != t or operand.shape != site.shape or depth > 50:
+            return False
+        if site.operation.kind == "neuron" or not operand.operation.same(site.operation):
+            return False
+        if not site.operands:
+            self._link(site)
+        pairs = zip(site.operands, operand.operands, strict=False)
+        return len(site.operands) == len(operand.operands) and all(self.matches(edge, each, t) for edge, each in pairs)
 
     def _reason(self, edge: Edge | Value, operand: Instance | Value, t: int) -> str:
         if isinstance(edge, Edge) and t < edge.lag and self.site(operand) is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import norse
+import norse.torch
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -38,6 +38,7 @@ _PACKAGES = (
     Path(__file__).parent,
 )
 LIBRARIES = tuple(f"{path}{os.sep}" for path in _PACKAGES)
+FUNCTIONAL = f"{_NORSE / 'functional'}{os.sep}"
 # Drawn numbers differ from run to run, so nothing can be proven of them.
 RANDOM = words(
     "rand randn randint randperm rand_like randn_like randint_like normal bernoulli poisson multinomial "
@@ -77,6 +78,7 @@ class Call:
         result: What it returned, likewise.
         line: Where the user's code made the call.
         kind: Class of the module of torch that called the function, or of the leaf module; "" in the user's code.
+        functional: Function of `norse.torch.functional` that made the call, or "".
         place: The chain of callers; two calls with equal places are one piece of code run twice.
     """
 
@@ -89,6 +91,7 @@ class Call:
     line: Line
     place: tuple[Any, ...] = field(repr=False)
     kind: str = ""
+    functional: str = ""
 
     @property
     def where(self) -> str:
@@ -166,7 +169,7 @@ class Tracer(TorchFunctionMode):
     def run(self, net: torch.nn.Module, *arguments: Any) -> Any:
         """Call the network and keep what it returns."""
         self._base = sys._getframe()
-        with self, _module_calls(self._call_module):
+        with self, _module_calls(self._call_module), _own_functions(self._call_own):
             result = net(*arguments)
         self.trace.results.append(self._valued(result))
         return result
@@ -202,9 +205,32 @@ class Tracer(TorchFunctionMode):
             changed.tensor = kept  # the constant that was read before is what it was then
         return result
 
+    def _call_own(self, kind: type, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record a function that the user made of `torch.autograd.Function`, which torch's modes do not see."""
+        if self._quiet:
+            return call(*args, **kwargs)
+        known = all(self.value(tensor).known for tensor in _tensors((args, kwargs)))
+        arguments, options = self._valued(args), self._valued(kwargs)
+        self._quiet += 1
+        try:
+            result = call(*args, **kwargs)
+        finally:
+            self._quiet -= 1
+        self._record(f"{kind.__name__}.apply", None, arguments, options, result, known=known)
+        return result
+
     def _call_module(self, call: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
-        if self._quiet or (path := self._paths.get(module)) is None:
+        path = self._paths.get(module)
+        if path is None and not self._quiet and self._leaf(module):
+            kind = type(module).__name__
+            raise self._refuse(f"{kind} is no part of the module", "make it once, as an attribute, in __init__")
+        if self._quiet or path is None:
             return call(module, *args, **kwargs)
+        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
+            raise self._refuse(
+                f"{path}: {type(module).__name__} is compiled code, which cannot be followed",
+                "give the module it was made from",
+            )
         self._stack.append(path)
         self.trace.entered.setdefault(path, module)
         of_torch = type(module).__module__.startswith("torch.nn.")
@@ -248,6 +274,7 @@ class Tracer(TorchFunctionMode):
             result=None,
             line=self._line(frames),
             kind=self._kinds[-1] if self._kinds and not _by_user(frames) else "",
+            functional=next((f.f_code.co_name for f in frames if f.f_code.co_filename.startswith(FUNCTIONAL)), ""),
             place=(self._stack[-1] if self._stack else "", *((id(f.f_code), f.f_lasti) for f in frames)),
         )
         changed = _changed_in_place(name, arguments, options)
@@ -333,6 +360,20 @@ def _changed_in_place(name: str, arguments: Sequence[Any], options: Mapping[str,
     inplace = inplace or bool(options.get("inplace"))
     first = arguments[0] if arguments else None
     return first if inplace and isinstance(first, Value) else None
+
+
+@contextmanager
+def _own_functions(wrapper: Callable[..., Any]) -> Iterator[None]:
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(kind: type, *args: Any, **kwargs: Any) -> Any:
+        return wrapper(kind, original.__get__(None, kind), args, kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment]  # for the time of a run
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]  # as it was
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from slamp.graph import SpikingGraph
 from slamp.nodes import Delay
 from slamp.raster import SpikeRaster, join
 from slamp.read_neurons import KINDS, NEURON_ADVICE
+from slamp.running import TRACED_STEPS
 from slamp.simulate import simulate
 from test_read_neurons import classes_of_norse
 
@@ -86,6 +87,7 @@ CASES: dict[str, Case] = {
         f"steps by {take}": looped(take)
         for take in ("index", "slice", "ellipsis", "iterate", "unbind", "enumerate", "batch first", "select")
     },
+    **{f"batch first, {how}": Case(lambda how=how: Turned(how), CHAIN) for how in ("transposed", "permuted")},  # type: ignore[misc]  # bound per name
     "preallocated": looped(collect="preallocated"),
     "running sum": looped("iterate", "running sum", "sum"),
     "running sum in place": looped("iterate", "in place", "sum"),
@@ -112,6 +114,23 @@ CASES: dict[str, Case] = {
         lambda: u.RecurrentByHand(2, zeros=False), ["Affine", "CubaLIF", "Delay", "Linear", "Sum"]
     ),
     "recurrence in the state": Case(u.RecurrentInState, ["Affine", "CubaLIF", "Delay", "Linear", "Sum"]),
+    "first layer late": Case(lambda: u.Pattern("late"), ["Affine", "CubaLIF", "Delay"]),
+    "difference in time": Case(lambda: u.Pattern("difference in time"), ["Affine", "CubaLIF", "Delay", "Scale", "Sum"]),
+    "weight from the second step": Case(
+        lambda: u.Pattern("weight from the second step"), ["Affine", "Affine", "CubaLIF", "Delay", "Sum"]
+    ),
+    "inhibition from the second step": Case(
+        lambda: u.Pattern("inhibition from the second step"), ["Affine", "CubaLIF", "Delay", "Scale", "Sum"]
+    ),
+    "trace by hand": Case(lambda: u.Pattern("trace"), ["Affine", "CubaLIF", "Delay", "Scale", "Sum"]),
+    "joined steps": Case(lambda: u.Pattern("joined"), ["Affine", "CubaLIF"]),
+    "steps beside one another": Case(lambda: u.Pattern("beside"), ["Affine", "CubaLIF"]),
+    "steps beside one another, summed": Case(lambda: u.Pattern("beside, sum"), ["Affine", "CubaLIF"], readout="sum"),
+    "output batch first": Case(lambda: u.Pattern("batch first"), ["Affine", "CubaLIF"]),
+    "output in a dictionary": Case(lambda: u.Pattern("dictionary"), ["Affine", "CubaLIF"]),
+    "read, scaled, softmax": Case(lambda: u.Reads("allowed"), ["Affine", "CubaLIF"], readout="sum"),
+    "turned around": Case(u.Turned, ["Affine", "CubaLIF"]),
+    "lifted with states": Case(u.LiftedNeurons, ["Affine", "CubaLIF"]),
     "sum of branches": wired("sum", "Sum"),
     "sum in place": wired("in place", "Sum"),
     "difference": wired("difference", "Scale", "Sum"),
@@ -158,6 +177,18 @@ CASES: dict[str, Case] = {
 }
 
 
+class Turned(u.Looped):
+    """Takes (batch, time, features), turns the axes, and loops over the first."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__("iterate")
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        turned = x.transpose(0, 1) if self.how == "transposed" else x.permute(dims=(1, 0, 2))
+        return super().forward(turned).swapaxes(0, 1)
+
+
 class Both(u.Wired):
     """As `user_modules.Wired`, with both branches summed, whatever is done to the currents of the second."""
 
@@ -172,6 +203,14 @@ def test_networks_of_users_are_captured_cell_for_cell(name: str) -> None:
     graph = captured(lively(case.make()), spikes(case.features, steps=STEPS, batch=5, rate=0.5))
     assert nodes_of(graph) == case.nodes
     assert graph.readout == case.readout
+
+
+@pytest.mark.parametrize("name", ["steps by batch first", "batch first, transposed", "batch first, sum"])
+def test_batch_first_modules_are_known_whatever_the_number_of_steps(name: str) -> None:
+    torch.manual_seed(5)
+    net = lively(CASES[name].make())
+    captured(net, spikes((6,), steps=TRACED_STEPS, batch=5, rate=0.6))
+    assert [report.problem for report in check_module(net, (6,)) if report.problem] == []
 
 
 def test_analog_input_is_captured_too() -> None:
@@ -216,6 +255,31 @@ def test_two_outputs_are_joined_and_hidden_spikes_recorded_at_their_layer() -> N
     assert torch.equal(recording["lif"].spikes.to(torch.float32), hidden)
 
 
+def test_every_output_is_compared() -> None:
+    torch.manual_seed(5)
+    net, raster = lively(u.Pattern("logits")), spikes((6,), steps=STEPS, rate=0.5)
+    assert captured(net, raster).shapes["output"] == (8 + 4,)
+    calls = []
+
+    def later(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        calls.append(1)
+        return output + 1 if len(calls) == TRACED_STEPS + 7 else None
+
+    net.head.register_forward_hook(later)
+    with pytest.raises(CaptureError, match=r"^output: step 6, sample 0"):
+        capture(net, raster)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5, 17])
+@pytest.mark.parametrize("features", [3, 5, 18])
+def test_batches_that_are_not_aligned_in_memory_compare_equal(batch: int, features: int) -> None:
+    torch.manual_seed(batch)
+    raster = spikes((features,), steps=STEPS, batch=batch, rate=0.5)
+    net = nn.Sequential(nn.Linear(features, 7), norse.LI())
+    capture(norse.SequentialState(*net), raster)  # all steps at once
+    capture(norse.SequentialState(nn.Linear(features, 7), norse.LICell()), raster)
+
+
 def test_steps_and_sequence_give_the_same_graph() -> None:
     torch.manual_seed(5)
     raster = spikes((6,), steps=STEPS, rate=0.5)
@@ -249,6 +313,7 @@ MESSAGES: dict[str, str] = {
     "product": "mul combines two values that depend on the input; multiply and divide by constants only",
     "sigmoid": "sigmoid is not captured; use a neuron of norse.torch in its place",
     "divided": "division by other numbers than powers of two|divides by a number that is no power of two",
+    "half": "to gives torch.float16; stay in torch.float32",
     "step number": "reads a constant that is another in a later step; every time step must compute the same",
     "double": "reads a constant of torch.float64; use float32",
 }
@@ -261,6 +326,48 @@ def test_what_no_graph_holds_is_refused_by_its_line(how: str) -> None:
         capture(net, spikes((6,), steps=STEPS))
     assert line_of(u.Refused, f"# here {how}") in str(refusal.value)
     assert any(str(refusal.value) == report.problem for report in check_module(net, (6,)))
+
+
+READS: dict[str, str] = {
+    **dict.fromkeys(
+        ("negated", "turned", "weighted", "shifted by class", "two"),
+        "changes the order of what was read over time; allowed there are positive factors",
+    ),
+    "part": "takes a part of what was read over time; take it before, in each step",
+    "moved": "is not captured|moves axes of what was read over time",
+    "layer": "Linear uses a value read over time",
+    "argmax": "argmax is not captured; return the values",
+    "softmax": "softmax is applied to every step; apply it to what is read over time",
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_what_changes_the_order_of_a_readout_is_refused(how: str) -> None:
+    with pytest.raises(UnsupportedModuleError, match=READS[how]) as refusal:
+        capture(u.Reads(how), spikes((6,), steps=STEPS))
+    assert line_of(u.Reads, f"# here {how}") in str(refusal.value)
+
+
+def test_neurons_made_in_forward_are_refused() -> None:
+    with pytest.raises(UnsupportedModuleError, match="LIFCell is no part of the module; make it once") as refusal:
+        capture(u.MakesNeurons(), spikes((6,), steps=STEPS))
+    assert line_of(u.MakesNeurons, "# here") in str(refusal.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_modules_are_refused() -> None:
+    net = u.StatesByHand()
+    net.first = torch.jit.script(net.first)
+    with pytest.raises(
+        UnsupportedModuleError, match=r"first: RecursiveScriptModule is compiled code, .* give the module it was"
+    ):
+        capture(net, spikes((6,)))
+
+
+def test_several_neuron_steps_per_step_are_refused() -> None:
+    with pytest.raises(UnsupportedModuleError, match="LIFCell runs more than once per time step") as refusal:
+        capture(u.Substeps(), spikes((6,), steps=STEPS))
+    assert line_of(u.Substeps, "# here") in str(refusal.value)
 
 
 OF_THE_WHOLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
@@ -347,7 +454,7 @@ def snapshot(net: nn.Module) -> dict[str, Any]:
     return {
         "attributes": [
             {
-                key: (id(value), [id(item) for item in value] if isinstance(value, list) else repr(value))
+                key: (id(value), [id(item) for item in value] if isinstance(value, list) else 0, repr(value))
                 for key, value in vars(module).items()
                 if not key.startswith("_") or key.endswith("hooks")
             }

@@ -173,7 +173,7 @@ BAD_NETWORKS = {
     "user_networks:not_a_function": "is int; allowed is a function",
     "user_networks:a_number": "returned int; allowed is a torch.nn.Module",
     "user_networks:needs_width": "cannot be called without arguments",
-    "user_networks:plain_module": "allowed is norse.torch.SequentialState",
+    "user_networks:plain_module": "holds no neurons",
     "user_networks:unknown_module": "Sigmoid is not captured",
     "user_networks:stateful_module": "LSTM is not captured",
     "user_networks:probabilistic": "'logistic' is probabilistic",

@@ -43,7 +43,38 @@ def run(*words: object, cwd: Path = ROOT) -> str:
 
 def test_every_example_is_run_here() -> None:
     found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".toml")}
-    assert found == {"__init__.py", "fit_a_chip.py", "loihi.py", "my_network.py", "prune_and_export.py", "run.toml"}
+    assert found == {
+        "__init__.py",
+        "custom_module.py",
+        "fit_a_chip.py",
+        "loihi.py",
+        "my_network.py",
+        "norse_convnet.py",
+        "prune_and_export.py",
+        "run.toml",
+    }
+
+
+@pytest.mark.skipif(importlib.util.find_spec("aeon") is None, reason="needs: pip install --no-deps aeon==1.6.0")
+def test_custom_module(tmp_path: Path) -> None:
+    text = run("examples/custom_module.py", tmp_path / "custom")
+    assert re.search("one step late: second_last, readout: mean", text)
+    dense, pruned, anyone = (float(share) for share in re.findall(r"([\d.]+)%", text))
+    assert dense >= 90
+    assert pruned >= dense - 4
+    assert anyone == pruned, "the artifact knows the readout"
+    assert re.search("verify +(identical|tie): 370 samples", text)
+    weights = slamp.open_artifact(tmp_path / "custom" / "nir").graph().weighted
+    kept = sum(int((node.weight != 0).sum()) for node in weights.values())
+    assert kept <= 0.2 * sum(node.weight.size for node in weights.values())
+
+
+def test_norse_convnet(tmp_path: Path) -> None:
+    text = run("examples/norse_convnet.py", tmp_path / "convnet")
+    dense, pruned = (float(share) for share in re.findall(r"([\d.]+)%", text))
+    assert dense >= 85
+    assert pruned >= dense - 4
+    assert re.search("verify +(identical|tie): 200 samples", text)
 
 
 def test_loihi(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,13 +9,15 @@ import torch
 from norse.torch import SequentialState
 
 from networks import assert_evidence, box, build, enliven, randomize_normalizations, spikes
-from slamp.capture import read_graph
+from slamp.capture import capture, read_graph
 from slamp.errors import UnsupportedNodeError
+from slamp.exporting import export
 from slamp.fold import fold_batchnorm
 from slamp.graph import SpikingGraph
 from slamp.nodes import IF, Affine, Conv2d, Input, Linear, Node, Output, Scale, frozen_array, uniform
 from slamp.raster import SpikeRaster
 from slamp.simulate import simulate
+from slamp.verify import verify
 
 
 def normalized() -> tuple[SpikingGraph, SpikeRaster]:
@@ -130,3 +133,20 @@ def test_a_scale_in_another_place_is_refused(shared: bool) -> None:
     before = "Linear 'w'" if shared else "Input 'input'"
     with pytest.raises(UnsupportedNodeError, match=f"s: Scale follows {before}; allowed is .* that feeds nothing else"):
         fold_batchnorm(graph, spikes((3,)))
+
+
+def test_a_multiplication_behind_neurons_stays_and_is_exported(tmp_path: Path) -> None:
+    net, raster = build("dense_if")
+    first, neurons, *rest = net.children()
+    halved = SequentialState(first, neurons, Halved(), *rest)
+    graph = capture(halved, raster)
+    folding = fold_batchnorm(graph, raster)
+    assert folding.folded == ()
+    assert folding.graph.hash == graph.hash
+    artifact = export(folding.graph, to="nir", directory=tmp_path / "nir")
+    assert verify(artifact, graph, raster).equivalent
+
+
+class Halved(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.75 * x

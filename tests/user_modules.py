@@ -431,6 +431,104 @@ class TwoOutputs(Base):
         return torch.stack(classes), torch.stack(gates), torch.stack(hidden)
 
 
+class Pattern(nn.Module):
+    """Loops over time with the habit that ``how`` names: what is fed in, handed on, kept and read."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first, self.back = how, nn.Linear(6, 8), nn.Linear(8, 8)
+        self.lif, self.head = cuba(**FAST), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        state = None
+        z: Any = None
+        before, trace = torch.zeros_like(x[0]), torch.zeros(x.shape[1], 8)
+        late = torch.zeros(x.shape[1], 8)
+        outputs, logits = [], []
+        for step in x:
+            current = self.first(step - before if self.how == "difference in time" else step)
+            match self.how:
+                case "weight from the second step":
+                    current = self.first(step) if z is None else self.first(step) + self.back(z)
+                case "inhibition from the second step":
+                    current = self.first(step) if z is None else self.first(step) - z
+            z, state = self.lif(current, state)
+            before, trace = step, 0.9 * trace + z
+            kept = {"trace": trace, "late": late}.get(self.how, z)
+            outputs.append(
+                kept.unsqueeze(0) if self.how == "joined" else kept[:, None] if "beside" in self.how else kept
+            )
+            logits.append(self.head(z))
+            late = z
+        if self.how == "joined":
+            return torch.cat(outputs)
+        if "beside" in self.how:
+            return torch.cat(outputs, dim=1).sum(1) if "sum" in self.how else torch.cat(outputs, dim=1)
+        y = torch.stack(outputs, dim=1 if self.how == "batch first" else 0)
+        if self.how == "dictionary":
+            return {"spikes": y}
+        return (y, torch.stack(logits)) if self.how == "logits" else y
+
+
+class Reads(Base):
+    """Reads its output over time and does what ``how`` says to that; the line is to be named."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, outputs = None, []
+        for step in x:
+            z, state = self.lif(self.first(step), state)
+            outputs.append(F.softmax(z, 1) if self.how == "softmax" else z)  # here softmax
+        y = torch.stack(outputs)
+        match self.how:
+            case "negated":
+                return y.mean(0) * -1.0  # here negated
+            case "turned":
+                return 1 - y.sum(0)  # here turned
+            case "weighted":
+                return y.mean(0) * torch.arange(8.0)  # here weighted
+            case "shifted by class":
+                return y.mean(0) + torch.arange(8.0)  # here shifted by class
+            case "part":
+                return y.mean(0)[:, :3]  # here part
+            case "two":
+                return y.mean(0) + y.amax(0)  # here two
+            case "moved":
+                return y.mean(0).t()  # here moved
+            case "layer":
+                return self.second(y.mean(0))  # here layer
+            case "argmax":
+                return y.mean(0).argmax(1)  # here argmax
+            case "allowed":
+                return F.softmax(2 * y.sum(0) / len(outputs) - 1, 1)
+        return y.mean(0)
+
+
+class Substeps(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        state, outputs = None, []
+        for step in x:
+            for _ in range(3):
+                z, state = self.lif(self.first(step), state)  # here
+            outputs.append(z)
+        return torch.stack(outputs)
+
+
+class Turned(Base):
+    """Turns a sequence with time first around before it takes steps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, outputs = None, []
+        turned = x.transpose(0, 1).contiguous()
+        for t in range(turned.shape[1]):
+            z, state = self.lif(self.first(turned[:, t]), state)
+            outputs.append(z)
+        return torch.stack(outputs, dim=1).permute(1, 0, 2)
+
+
 # Refused: the line to be named ends in "# here"
 
 
@@ -495,6 +593,8 @@ class Refused(Base):
                 return torch.sigmoid(z)  # here sigmoid
             case "divided":
                 return z / 3  # here divided
+            case "half":
+                return z.to(torch.float16).to(torch.float32)  # here half
             case "step number":
                 return z + t  # here step number
             case "double":
@@ -537,6 +637,19 @@ class Holds(nn.Module):
         return self.neuron(self.first(x), state)  # here
 
 
+class MakesNeurons(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lif, state, outputs = norse.LIFCell(fast()), None, []
+        for step in x:
+            z, state = lif(self.first(step), state)  # here
+            outputs.append(z)
+        return torch.stack(outputs)
+
+
 class DoubleBuffer(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -555,6 +668,7 @@ class FailsLate(Base):
     def __init__(self, last: int) -> None:
         super().__init__()
         self.last, self.calls, self.log = last, 0, [torch.zeros(2)]
+        self.total, self.nested = torch.zeros(()), {"sizes": [[1], [2]]}
         self.state: Any = (None, None)
         self.register_buffer("seen", torch.zeros(()))
 
@@ -562,6 +676,8 @@ class FailsLate(Base):
         self.calls += 1
         self.log.append(x)
         self.seen += 1
+        self.total += 1
+        self.nested["sizes"][0].append(len(x))
         if self.calls == self.last:
             raise ValueError("enough")
         z, one = self.lif(self.first(x), self.state[0])

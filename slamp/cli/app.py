@@ -202,7 +202,7 @@ def check_module_command(
     """Say, module by module, whether a network can be captured; with SAMPLES also prove that it was."""
     console = chosen_console(as_json)
     raster = None if samples is None else load_samples(samples)
-    shape = raster.features if raster is not None else _features(features)
+    shape = (raster.parts or raster.features) if raster is not None else _features(features)
     with stdout_kept(as_json):
         net = load_network(network, weights)
         reports = check_module(net, shape)

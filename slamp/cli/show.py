@@ -55,7 +55,7 @@ def show_command(
 def graph_table(found: Overview) -> Table:
     """Return one row per node and the totals."""
     closing = {(edge.source, edge.target) for edge in found.edges if edge.closes_cycle}
-    table = Table(title=f"{len(found.nodes)} nodes, dt {found.dt:g} s", title_justify="left", show_footer=True)
+    table = Table(title=_title(found), title_justify="left", show_footer=True)
     table.add_column("node", "total", overflow="fold")
     table.add_column("type", overflow="fold")
     table.add_column("shape", overflow="fold")
@@ -75,6 +75,11 @@ def graph_table(found: Overview) -> Table:
             ),
         )
     return table
+
+
+def _title(found: Overview) -> str:
+    read = f", output read by its {found.readout} over time" if found.readout else ""
+    return f"{len(found.nodes)} nodes, dt {found.dt:g} s{read}"
 
 
 def _graph(network: str, samples: Path | None, weights: Path | None, dt: float | None, as_json: bool) -> SpikingGraph:

@@ -319,4 +319,6 @@ def _graph_metadata(graph: SpikingGraph) -> dict[str, Any]:
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, dtype=np.float32)  # nir copies what it writes, and writes to nothing here
+    view = np.ascontiguousarray(array, dtype=np.float32).view()  # nir copies what it writes to the file
+    view.flags.writeable = False
+    return view

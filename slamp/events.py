@@ -21,6 +21,8 @@ from slamp.fixed_dynamics import value_bounds
 from slamp.graph import SpikingGraph
 from slamp.nodes import (
     IF,
+    LI,
+    LIF,
     NEURON,
     READOUT,
     SPIKING,
@@ -42,7 +44,7 @@ from slamp.nodes import (
 from slamp.raster import SpikeRaster
 
 Quantity = Literal["value", "v", "i"]
-KNOWN = (Input, Output, Flatten, SumPool2d, *WEIGHTED, *NEURON)
+KNOWN = (Input, Output, Flatten, SumPool2d, *WEIGHTED, IF, LIF, CubaLIF, LI, CubaLI)
 LARGEST_SUM = 2**31 - 1
 WORTH_LOADING = 5000  # the batched engine takes about half a second for them, as loading compiled loops does
 SMALL_BATCH = 8  # BLAS does not pay for so few samples, however many inputs spike

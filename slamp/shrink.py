@@ -17,7 +17,7 @@ from norse.torch.module.snn import SNNCell
 from slamp.capture import read_graph
 from slamp.chain_modules import check_chain, leaves
 from slamp.channels import Channels, check_channels, removable
-from slamp.errors import MaskError
+from slamp.errors import MaskError, UnsupportedModuleError
 from slamp.graph import SpikingGraph
 from slamp.masks import load_channels, load_pruned
 from slamp.nodes import Shape
@@ -90,7 +90,7 @@ def restore_pruned(net: torch.nn.Module, path: str | Path) -> torch.nn.Module:
     if channels is not None and _first_difference(net, state):
         try:
             restored = _shrunk_module(net, channels)
-        except MaskError as error:
+        except (MaskError, UnsupportedModuleError) as error:
             raise MaskError(f"{path}: {error}") from error
     if difference := _first_difference(restored, state):
         raise MaskError(f"{path}: {difference}; give the network that was pruned to this file")

@@ -259,7 +259,7 @@ def bad_samples(path: Path, name: str) -> None:
 
 
 BAD_SAMPLES = {
-    "features": "receives shape (20,), allowed is (24,)",
+    "features": "receives shape (20,) per sample, allowed is (24,)",
     "axes": "has 2 axes; allowed is (time, batch, *features)",
     "values": "spikes range over 0 to 3; allowed are 0 and 1",
     "dtype": "dtype complex64",

@@ -42,7 +42,7 @@ def test_what_is_left_out_has_the_defaults_of_the_command_line(tmp_path: Path) -
     assert (run.to, run.method, run.readout, run.schedule, run.seed, run.strict) == (
         ("nir",),
         "auto",
-        "mean",
+        None,
         "one-shot",
         0,
         True,

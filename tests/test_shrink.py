@@ -594,7 +594,10 @@ def conv_box_with(**modules: torch.nn.Module) -> SequentialState:
     ("other", "message"),
     [
         (lambda: make("dense_box")[0], r"pruned: 0: has 24 outputs, the channels are of layers with \{'0': 6, '2': 8,"),
-        (lambda: torch.nn.Sequential(torch.nn.Linear(2, 2)), "pruned: 0: has 2 outputs"),
+        (
+            lambda: torch.nn.Sequential(torch.nn.Linear(2, 2)),
+            r"pruned: \(net\): channels cannot be removed from Sequential; allowed is norse.torch.SequentialState",
+        ),
         (
             lambda: conv_box_with(_0=torch.nn.Conv2d(2, 6, 5)),
             r"pruned: 0\.weight is \(4, 2, 5, 5\) in the module, \(4, 2, 3, 3\) in the file; give the network",

@@ -77,10 +77,12 @@ def trace_network(net: torch.nn.Module, inputs: Sequence[torch.Tensor], steps: i
         if steps is None or steps == TRACED_STEPS:
             raise
         try:  # code that knows the number of steps needs all of them
-            return read_recorded(net, record(net, inputs, steps, ("sequence", "batch first")))
+            whole = record(net, inputs, steps, ("sequence", "batch first"))
         except UnsupportedModuleError:
-            pass
-        raise
+            whole = None
+        if whole is None:
+            raise
+    return read_recorded(net, whole)
 
 
 def record(

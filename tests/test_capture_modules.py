@@ -384,12 +384,12 @@ OF_THE_WHOLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = 
     "output of a step": (
         lambda: u.Refused("output of a step"),
         (6,),
-        "the output is that of step 2 of 5; return the last",
+        "the output is that of step 2 of 12; return the last",
     ),
     "part of the steps": (
         lambda: u.Refused("part of the steps"),
         (6,),
-        "returns 3 steps for an input of 5; return every",
+        "returns 10 steps for an input of 12; return every",
     ),
     "mixed axes": (
         lambda: u.Refused("mixed axes"),

@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,3 +273,42 @@ def test_a_network_without_input_cannot_be_made_to_fire() -> None:
     net = SequentialState(torch.nn.Linear(8, 6, bias=False), LSNNCell())
     with pytest.raises(SilentNetworkError, match=r"^1: never fires"):
         enliven(net, torch.zeros(5, 2, 8), by_steps=True)
+
+
+class InPieces(torch.nn.Module):
+    """Returns its steps in pieces of two, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = LSNNCell()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Take (time, batch, features)."""
+        state, steps = None, []
+        for each in x:
+            z, state = self.cell(each, state)
+            steps.append(z)
+        return torch.stack([torch.stack(steps[t : t + 2]) for t in range(0, len(steps), 2)])
+
+
+def test_an_output_in_pieces_alone_is_refused_by_its_line() -> None:
+    """With 5 steps it does not run at all, so what is said is about the run with all of them."""
+    with pytest.raises(UnsupportedModuleError, match=r"stack: the output is cut into pieces; join them by torch\.cat"):
+        capture(InPieces(), spikes((8,), steps=6))
+
+
+NOISY = """
+import torch
+class Noisy(torch.nn.Module):
+    def forward(self, x):
+        return torch.stack([step + torch.rand(1) for step in x])
+"""
+
+
+def test_packages_whose_names_begin_like_torch_are_the_users() -> None:
+    file = f"{Path(torch.__file__).parent}vision/net.py"
+    names: dict[str, Any] = {"__name__": "net"}
+    exec(compile(NOISY, file, "exec"), names)
+    with pytest.raises(UnsupportedModuleError) as refused:
+        capture(names["Noisy"](), spikes((8,), steps=6))
+    assert str(refused.value).startswith(f"{file}:5: rand draws random numbers")

@@ -64,7 +64,8 @@ def capture(net: torch.nn.Module, raster: SpikeRaster | Sequence[SpikeRaster]) -
         raster: Samples of shape (time, batch, *features); for a network of several inputs one raster each, or all
             joined (`slamp.join`): the graph has one input, which holds them flattened and side by side. Several outputs
             are joined likewise, but for the spikes of neurons that also lead elsewhere: those are recorded under the
-            neurons' names.
+            neurons' names. What else is returned behind the first output and is no value of every step (states,
+            statistics) is no part of the graph.
 
     Raises:
         UnsupportedModuleError: The network cannot be captured; the message names the line of code, or the module, and

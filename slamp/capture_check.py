@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -18,6 +18,7 @@ from slamp.read_sites import Parts
 from slamp.running import Run, joined_outputs, left_as_found, run_style, split_result
 from slamp.simulate import stream
 from slamp.sites import IN_PIECES
+from slamp.tracing import tensors_in
 from slamp.unrolled import Read
 
 # What a module that loops over time gives at once is kept until the graph has come as far; the batch is cut so that it
@@ -136,7 +137,7 @@ class _Comparison:
             output, _ = split_result(self.net, result, len(self.rasters))
             self._check_neurons(step)
             if not self.run.sites.readout:
-                self._check_outputs(step, dict(enumerate(_tensors(output))))
+                self._check_outputs(step, dict(enumerate(tensors_in(output))))
             self.found.clear()
             return result
 
@@ -151,7 +152,7 @@ class _Comparison:
             return results[0]
 
         run_style(self.net, self._inputs(), self.run.recorded.style, call, lambda tensor: tensor)
-        outputs = list(_tensors(results[0]))
+        outputs = list(tensors_in(results[0]))
         if self.run.sites.readout:
             kept: list[torch.Tensor] = []
             for step in stream(self.graph, self.raster):
@@ -258,12 +259,3 @@ def _order(run: Run, parts: Parts) -> Mapping[torch.nn.Module, list[str]]:
             order.setdefault(site.operation.module, []).append((at, names[id(site)]))
     assert all(name in parts.nodes and isinstance(parts.nodes[name], NEURON) for name in names.values())
     return {module: [name for _, name in sorted(uses)] for module, uses in order.items()}
-
-
-def _tensors(result: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in nested tuples, lists and dictionaries."""
-    if isinstance(result, torch.Tensor):
-        yield result
-    elif isinstance(result, (dict, tuple, list)):
-        for item in result.values() if isinstance(result, dict) else result:
-            yield from _tensors(item)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from slamp.errors import UnsupportedModuleError
 from slamp.neuron_calls import check_state, loops_over_time, state_fields
-from slamp.tracing import Call, Trace, Value, words
+from slamp.tracing import Call, Trace, Value, values_in, words
 from slamp.unrolled import Instance, Meaning, Operation, Pieces, Read, Stack, State, Unread
 
 Operand = Instance | Value
@@ -174,7 +174,7 @@ class Interpreter:
 
     def _function(self, call: Call) -> None:
         name = plain_name(call.function)
-        values = list(_values((call.arguments, call.options)))
+        values = list(values_in((call.arguments, call.options)))
         dynamic = [value for value in values if isinstance(self._meanings.get(id(value)), _DYNAMIC)]
         known = not any(not value.known for value in values)
         if known and not dynamic and name not in PREFIXED:
@@ -209,10 +209,10 @@ class Interpreter:
         """Return what stands for a value that no graph holds."""
         unread = Unread(message, call)
         self.unread.append(unread)
-        result = next(_values(call.result), None)
+        result = next(values_in(call.result), None)
         if not self.lenient or result is None:
             return unread
-        found = [self.of(value) for value in _values((call.arguments, call.options))]
+        found = [self.of(value) for value in values_in((call.arguments, call.options))]
         operands = [item for item in found if isinstance(item, (Instance, Stack))]
         try:
             return (
@@ -228,7 +228,7 @@ class Interpreter:
         if isinstance(result, Value):
             self._meanings[id(result)] = meaning
             return
-        found = list(_values(result))
+        found = list(values_in(result))
         each = meaning if isinstance(meaning, (list, tuple)) else [meaning] * len(found)
         for value, part in zip(found, each, strict=False):
             self._meanings[id(value)] = part
@@ -316,17 +316,6 @@ def plain_name(name: str) -> str:
     if name.startswith("__") and bare[:1] in "ri" and bare[1:] in ("add", "sub", "mul", "div", "truediv", "matmul"):
         return f"r{bare[1:]}" if bare[0] == "r" else bare[1:]
     return {"truediv": "div", "true_divide": "div", "concat": "cat", "concatenate": "cat"}.get(bare, bare)
-
-
-def _values(tree: Any) -> Iterator[Value]:
-    if isinstance(tree, Value):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _values(item)
-    elif isinstance(tree, Mapping):
-        for item in tree.values():
-            yield from _values(item)
 
 
 _DYNAMIC = (Instance, Stack, Pieces, State, Read, Unread)

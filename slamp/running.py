@@ -23,7 +23,7 @@ from slamp.operations import MOVING, moved_axes, register_handlers
 from slamp.read_modules import check_plain_weights
 from slamp.read_neurons import check_neuron
 from slamp.sites import IN_PIECES, Edge, Folding, Sites
-from slamp.tracing import LIBRARIES, Check, Trace, Tracer, Value
+from slamp.tracing import LIBRARIES, Check, Trace, Tracer, Value, values_in
 from slamp.unrolled import Instance, Operation, Pieces, Read, Stack, State, Unread
 
 Style = Literal["steps", "sequence", "batch first"]
@@ -237,19 +237,8 @@ def _taken_apart(trace: Trace, style: Style) -> bool:
             return True
         elif call.function in MOVING:
             axis = moved_axes(call).index(axis)
-        lead |= {id(value): axis for value in _values(call.result)}
+        lead |= {id(value): axis for value in values_in(call.result)}
     return False
-
-
-def _values(tree: Any) -> Iterator[Value]:
-    if isinstance(tree, Value):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _values(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from _values(item)
 
 
 def interpret(recorded: Recorded, *, lenient: bool = False) -> tuple[Interpreter, list[Instance]]:
@@ -277,7 +266,7 @@ def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = F
     results = recorded.trace.results
     if style == "steps":
         results = [split_result(net, result, len(recorded.shapes))[0] for result in results]
-    meanings = [[reader.of(value) for value in _values(result)] for result in results]
+    meanings = [[reader.of(value) for value in values_in(result)] for result in results]
     folding = Folding([*entered, *reader.instances], steps)
     found = _outputs_of_steps(meanings) if style == "steps" else meanings[0]
     if not found:

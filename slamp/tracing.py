@@ -186,7 +186,7 @@ class Tracer(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in RANDOM and kwargs.get("training", True):
             raise self._refuse(f"{name} draws random numbers", "leave noise out of the forward pass in evaluation")
-        tensors = [value for value in _tensors((args, kwargs)) if not self.value(value).known]
+        tensors = [value for value in tensors_in((args, kwargs)) if not self.value(value).known]
         if tensors and name in READS:
             raise self._refuse(
                 f"{name} reads a number that depends on the input into Python",
@@ -199,7 +199,7 @@ class Tracer(TorchFunctionMode):
         result = func(*args, **kwargs)
         if not torch.equal(before, torch.get_rng_state()):
             raise self._refuse(f"{name} draws random numbers", "leave noise out of the forward pass in evaluation")
-        if any(True for _ in _tensors((args, kwargs))):
+        if any(True for _ in tensors_in((args, kwargs))):
             self._record(name, None, arguments, options, result, known=not tensors)
         if changed is not None and kept is not None:
             changed.tensor = kept  # the constant that was read before is what it was then
@@ -209,7 +209,7 @@ class Tracer(TorchFunctionMode):
         """Record a function that the user made of `torch.autograd.Function`, which torch's modes do not see."""
         if self._quiet:
             return call(*args, **kwargs)
-        known = all(self.value(tensor).known for tensor in _tensors((args, kwargs)))
+        known = all(self.value(tensor).known for tensor in tensors_in((args, kwargs)))
         arguments, options = self._valued(args), self._valued(kwargs)
         self._quiet += 1
         try:
@@ -240,7 +240,7 @@ class Tracer(TorchFunctionMode):
             if not self._leaf(module):
                 return call(module, *args, **kwargs)
             arguments, options = self._valued(args), self._valued(kwargs)
-            known = all(self.value(tensor).known for tensor in _tensors((args, kwargs)))
+            known = all(self.value(tensor).known for tensor in tensors_in((args, kwargs)))
             self._quiet += 1
             try:
                 result = call(module, *args, **kwargs)
@@ -248,7 +248,7 @@ class Tracer(TorchFunctionMode):
                 self._quiet -= 1
             self._record("", module, arguments, options, result, known=known)
         except Exception:
-            shapes = [tuple(tensor.shape[1:]) for tensor in _tensors((args, kwargs))]
+            shapes = [tuple(tensor.shape[1:]) for tensor in tensors_in((args, kwargs))]
             if not self.failure and shapes:
                 allowed = _allowed(module)
                 self.failure = f"{path}: {type(module).__name__} receives shape {shapes[0]} per sample{allowed}"
@@ -278,7 +278,7 @@ class Tracer(TorchFunctionMode):
             place=(self._stack[-1] if self._stack else "", *((id(f.f_code), f.f_lasti) for f in frames)),
         )
         changed = _changed_in_place(name, arguments, options)
-        for tensor in [*_tensors(result), *([changed.tensor] if changed is not None else [])]:
+        for tensor in [*tensors_in(result), *([changed.tensor] if changed is not None else [])]:
             old = self._values.get(id(tensor))
             passed = old is not None and old.tensor is tensor and changed is None and module is None
             if not passed:
@@ -407,13 +407,25 @@ def _mapped(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     return tree
 
 
-def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors in nested tuples, lists and dictionaries."""
     if isinstance(tree, torch.Tensor):
         yield tree
     elif isinstance(tree, (tuple, list)):
         for item in tree:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(tree, dict):
         for item in tree.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
+
+
+def values_in(tree: Any) -> Iterator[Value]:
+    """Yield the values in nested tuples, lists and dictionaries."""
+    if isinstance(tree, Value):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from values_in(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from values_in(item)

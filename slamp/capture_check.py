@@ -238,7 +238,7 @@ class _Comparison:
             f"{where}: the module gives {float(found[(sample, *neuron)]):.9g}, the graph "
             f"{float(expected[(sample, *neuron)]):.9g}{membrane}; {int(differing.sum())} cells of this step differ; "
             "this is a defect of slamp unless a hook or subclass changes the module, or its forward computes otherwise "
-            f"for other samples ({kind})"
+            f"for other samples or in later steps ({kind})"
         )
 
 

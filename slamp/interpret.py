@@ -14,7 +14,7 @@ from slamp.tracing import Call, Trace, Value, words
 from slamp.unrolled import Instance, Meaning, Operation, Pieces, Read, Stack, State, Unread
 
 Operand = Instance | Value
-IDENTITIES = words("contiguous clone detach detach_ to float type_as cpu cuda identity alias requires_grad_")
+IDENTITIES = words("type deepcopy contiguous clone detach detach_ to float type_as cpu cuda identity alias requires_grad_")
 RESHAPES = words("flatten view reshape unflatten squeeze unsqueeze reshape_as view_as ravel")
 DROPOUTS = words("dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout")
 # What may follow a readout over time without moving the largest class.
@@ -60,6 +60,8 @@ class Interpreter:
 
     def of(self, value: Value) -> Meaning | Value:
         """Return the meaning of a value, or the value itself if it does not depend on the input."""
+        if value.unseen:
+            return Unread(value.unseen)
         return self._meanings.get(id(value), value)
 
     def operand(self, value: Any) -> Meaning | Value:
@@ -175,7 +177,7 @@ class Interpreter:
     def _function(self, call: Call) -> None:
         name = plain_name(call.function)
         values = list(_values((call.arguments, call.options)))
-        dynamic = [value for value in values if isinstance(self._meanings.get(id(value)), _DYNAMIC)]
+        dynamic = [value for value in values if isinstance(self.of(value), _DYNAMIC)]
         known = not any(not value.known for value in values)
         if known and not dynamic and name not in PREFIXED:
             return
@@ -349,6 +351,10 @@ ADVICE = {
     "layer_norm": "use BatchNorm, whose numbers are fixed in evaluation",
     "group_norm": "use BatchNorm, whose numbers are fixed in evaluation",
     "argmax": "return the values, and take the largest outside of the network",
+    **dict.fromkeys(("maximum", "minimum", "clamp_min", "clamp_max", "max", "min"), "use a neuron in its place"),
+    "copy_": "assign the tensor itself",
+    "pow": "spikes are 0 or 1, so drop it; multiply by constants only",
+    "lerp": "write it out as a sum of products with constants",
     "where": "what is computed must not depend on the values; use a neuron for thresholds",
     "clamp": "use a neuron in its place",
 }

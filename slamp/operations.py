@@ -518,6 +518,8 @@ def _setitem(reader: Interpreter, call: Call) -> Meaning:
 def _over_time(reader: Interpreter, call: Call) -> Any:
     found = arguments(call, "input", "dim", "keepdim", dim=None, keepdim=False)
     x, dim = reader.operand(found["input"]), found["dim"]
+    if isinstance(dim, Value):
+        raise reader.refuse(call, "combines two values that depend on the input", "use a neuron in its place")
     how = call.function.replace("amax", "max")
     dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
     if isinstance(x, Stack) and len(dims) == 1 and dims[0] % len(found["input"].shape) == x.axis:

@@ -166,7 +166,8 @@ class _Comparison:
 
     def _inputs(self) -> list[torch.Tensor]:
         device = self.graph.device
-        return [item.data.to(device=device, dtype=torch.float32) for item in self.rasters]
+        # A copy: the module may write to what it is given.
+        return [item.data.to(device=device, dtype=torch.float32, copy=True) for item in self.rasters]
 
     def _check_neurons(self, step: Any) -> None:
         for (name, t), found in self.found.items():
@@ -176,7 +177,7 @@ class _Comparison:
             if (name, step.t) not in self.found:
                 raise CaptureError(
                     f"{name}: the module does not run it in step {step.t} of these samples; what is run must not "
-                    "depend on the input"
+                    "depend on the input, nor on the step"
                 )
 
     def _check_outputs(self, step: Any, outputs: Mapping[int, torch.Tensor]) -> None:

@@ -28,6 +28,10 @@ class Flow(TorchDispatchMode):
         self._fixed = {_memory(tensor): name for name, tensor in fixed if _has_memory(tensor)}
         self._dependent: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # wrapping it for the compiler would import that, which takes a second
+
     def add(self, tensor: torch.Tensor) -> None:
         """Declare that a tensor depends on the inputs."""
         self._dependent.add(_memory(tensor))

@@ -14,7 +14,9 @@ from slamp.tracing import Call, Trace, Value, words
 from slamp.unrolled import Instance, Meaning, Operation, Pieces, Read, Stack, State, Unread
 
 Operand = Instance | Value
-IDENTITIES = words("type deepcopy contiguous clone detach detach_ to float type_as cpu cuda identity alias requires_grad_")
+IDENTITIES = words(
+    "type deepcopy contiguous clone detach detach_ to float type_as cpu cuda identity alias requires_grad_"
+)
 RESHAPES = words("flatten view reshape unflatten squeeze unsqueeze reshape_as view_as ravel")
 DROPOUTS = words("dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout")
 # What may follow a readout over time without moving the largest class.
@@ -116,7 +118,11 @@ class Interpreter:
         if isinstance(meaning, Unread):
             return self._bind(call.result, meaning)
         if isinstance(meaning, (Pieces, Read, State)) or meaning is None:
-            raise UnsupportedModuleError(self._unreadable(meaning, f"{where}: {kind}"))
+            raise UnsupportedModuleError(self.unreadable(meaning, f"{where}: {kind}"))
+        if output.tensor.dtype != torch.float32:
+            raise UnsupportedModuleError(
+                f"{where}: {kind} gives {output.tensor.dtype}; stay in torch.float32, without autocast"
+            )
         before = self._state_before(call, state)
         operation = Operation("neuron", module=module)
         if not loops_over_time(module):
@@ -203,6 +209,12 @@ class Interpreter:
             if known and not dynamic:
                 return None
             meaning = self._unread(call, str(error))
+        first = next(_values(call.result), None)
+        other = first is not None and first.tensor.is_floating_point() and first.tensor.dtype != torch.float32
+        if other and isinstance(meaning, (Instance, Stack, Read)):
+            assert first is not None
+            message = f"{call.where}: {call.what} gives {first.tensor.dtype}; stay in torch.float32, without autocast"
+            meaning = self._unread(call, message)
         if isinstance(meaning, Instance) and meaning.known and isinstance(call.result, Value):
             meaning.result = call.result
         self._bind(call.result, meaning)
@@ -255,7 +267,7 @@ class Interpreter:
         """
         for operand in operands:
             if isinstance(operand, (Pieces, State, Read, Unread)):
-                raise UnsupportedModuleError(self._unreadable(operand, f"{call.where}: {call.what}"))
+                raise UnsupportedModuleError(self.unreadable(operand, f"{call.where}: {call.what}"))
         result = tuple(call.result.shape) if shape is None else tuple(shape)
         stacks = [operand for operand in operands if isinstance(operand, Stack)]
         if not stacks:
@@ -282,7 +294,8 @@ class Interpreter:
         """Return an error about a call."""
         return UnsupportedModuleError(f"{call.where}: {call.what} {found}; {advice}")
 
-    def _unreadable(self, meaning: object, where: str) -> str:
+    def unreadable(self, meaning: object, where: str) -> str:
+        """Say why a value cannot be used; ``where`` says where and by what."""
         match meaning:
             case Unread():
                 return meaning.message

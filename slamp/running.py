@@ -143,6 +143,11 @@ def _worst(
     given = {"steps": "one time step, (batch, ...)", "sequence": "a sequence, (time, batch, ...)"}.get(
         style, "a sequence, (batch, time, ...)"
     )
+    if "not tuple" in str(error):
+        return UnsupportedModuleError(
+            f"{found}: {type(error).__name__}: {error}; cells of Norse return their output and their state: "
+            "use norse.torch.SequentialState in place of torch.nn.Sequential, or take the output alone"
+        )
     return UnsupportedModuleError(
         f"{found}: {type(error).__name__}: {error}; {type(net).__name__} was given {given}; "
         "check the shape of the samples, (time, batch, *features), against what its forward expects"
@@ -187,14 +192,32 @@ def run_style(
 
 
 def _state_arguments(net: torch.nn.Module, inputs: int, state: Any, t: int) -> list[Any]:
-    if not takes_state(net, inputs):
+    places = _state_places(net, inputs)
+    if not places or not (t or _asks_for_state(net, inputs)):
         return []
-    return [state] if t or _asks_for_state(net, inputs) else []
+    behind = _positional(net)[inputs:]
+    given: list[Any] = [None if item.default is inspect.Parameter.empty else item.default for item in behind]
+    given += [None] * (max(places) + 1 - len(given))
+    each = state if len(places) > 1 and isinstance(state, tuple) else (state,)
+    if t:
+        for place, item in zip(places, each, strict=False):
+            given[place] = item
+    return given[: max(max(places) + 1, _asks_for_state(net, inputs))]
+
+
+def _state_places(net: torch.nn.Module, inputs: int) -> list[int]:
+    """Return which of the arguments behind the inputs are states: those so called, else those without a value."""
+    behind = _positional(net)[inputs:]
+    called = [place for place, item in enumerate(behind) if "state" in item.name]
+    without = [place for place, item in enumerate(behind) if item.default in (inspect.Parameter.empty, None)]
+    return called or without or ([0] if takes_state(net, inputs) else [])
 
 
 def takes_state(net: torch.nn.Module, inputs: int) -> bool:
     """True if a module's forward has an argument behind its inputs."""
-    return len(_positional(net)) > inputs
+    parameters = inspect.signature(net.forward).parameters.values()
+    more = [item for item in parameters if item.kind is inspect.Parameter.VAR_POSITIONAL]
+    return len(_positional(net)) + len(more) > inputs
 
 
 def _asks_for_state(net: torch.nn.Module, inputs: int) -> int:
@@ -211,6 +234,9 @@ def split_result(net: torch.nn.Module, result: Any, inputs: int) -> tuple[Any, A
     """Return what a step gives and the state it hands on."""
     if not takes_state(net, inputs) or not isinstance(result, tuple) or len(result) < 2:
         return result, None
+    count = len(_state_places(net, inputs))
+    if 1 < count < len(result):  # one state for each argument
+        return (result[0] if len(result) == count + 1 else result[:-count]), result[-count:]
     return (result[0] if len(result) == 2 else result[:-1]), result[-1]
 
 
@@ -284,7 +310,10 @@ def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = F
     folding = Folding([*entered, *reader.instances], steps)
     found = _outputs_of_steps(meanings) if style == "steps" else meanings[0]
     if not found:
-        raise UnsupportedModuleError("(net): returns no tensor; return the output of every step")
+        kind = type(results[0]).__name__
+        raise UnsupportedModuleError(
+            f"(net): returns no tensor but {kind}; return tensors, in tuples, lists or dictionaries if there are several"
+        )
     edges: list[Edge] = []
     returned: list[tuple[int, int]] = []
     readout, reading = "", None

@@ -156,6 +156,7 @@ class Tracer(TorchFunctionMode):
             self._values[id(tensor)] = Value(tensor, name=name, version=_version(tensor))
         self._flow = Flow(net.named_parameters(), self._writes)
         self._drawn = _generators()
+        self._refusal: UnsupportedModuleError | None = None
         self._stack: list[str] = []
         self._quiet = 0
         self._base: FrameType | None = None
@@ -179,7 +180,9 @@ class Tracer(TorchFunctionMode):
             how = "was written to under another name of the same memory, such as a view"
         written = found.version != version and (not found.known or self._flow.holds(tensor))
         if written or (found.known and self._flow.holds(tensor)):
-            message = f"{self._line(self._frames())}: uses a tensor that {how}; compute a new tensor by torch's functions"
+            message = (
+                f"{self._line(self._frames())}: uses a tensor that {how}; compute a new tensor by torch's functions"
+            )
             found = self._values[id(tensor)] = Value(tensor, known=False, version=version, unseen=message)
         return found
 
@@ -187,7 +190,12 @@ class Tracer(TorchFunctionMode):
         """Call the network and keep what it returns."""
         self._base = sys._getframe()
         with self, self._flow, _module_calls(self._call_module), _own_functions(self._call_own):
-            result = net(*arguments)
+            try:
+                result = net(*arguments)
+            except Exception as error:
+                raise (self._refusal or error) from error  # operators of Python make another error of it
+        if self._refusal is not None:
+            raise self._refusal
         self.trace.results.append(self._valued(result))
         return result
 
@@ -196,7 +204,7 @@ class Tracer(TorchFunctionMode):
     ) -> Any:
         """Run a torch function and record it if tensors are among its arguments and results."""
         kwargs = kwargs or {}
-        if self._quiet:
+        if self._quiet or isinstance(func, torch._ops.OpOverload):  # the latter within compiled code
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         if name == "__get__":
@@ -344,7 +352,9 @@ class Tracer(TorchFunctionMode):
         )
 
     def _refuse(self, found: str, advice: str) -> UnsupportedModuleError:
-        return UnsupportedModuleError(f"{self._line(self._frames())}: {found}; {advice}")
+        error = UnsupportedModuleError(f"{self._line(self._frames())}: {found}; {advice}")
+        self._refusal = self._refusal or error
+        return error
 
 
 # What says something about a tensor but not its numbers, and what torch calls on the way.

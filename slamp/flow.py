@@ -23,7 +23,7 @@ class Flow(TorchDispatchMode):
     """
 
     def __init__(self, fixed: Iterable[tuple[str, torch.Tensor]], refuse: Callable[[str], Exception]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not say
         self._refuse = refuse
         self._fixed = {_memory(tensor): name for name, tensor in fixed if _has_memory(tensor)}
         self._dependent: set[int] = set()
@@ -80,4 +80,4 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

@@ -312,7 +312,7 @@ def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = F
     if not found:
         kind = type(results[0]).__name__
         raise UnsupportedModuleError(
-            f"(net): returns no tensor but {kind}; return tensors, in tuples, lists or dictionaries if there are several"
+            f"(net): returns no tensor but {kind}; return tensors, several in a tuple, list or dictionary"
         )
     edges: list[Edge] = []
     returned: list[tuple[int, int]] = []

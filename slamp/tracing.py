@@ -207,6 +207,10 @@ class Tracer(TorchFunctionMode):
         if self._quiet or isinstance(func, torch._ops.OpOverload):  # the latter within compiled code
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
+        if self._refusal is not None:  # Python's operators try something else after an error
+            raise self._refusal
+        if name == "__set__" and isinstance(args[0], torch.nn.Parameter) and self.value(args[0]).name:
+            raise self._writes(self.value(args[0]).name)
         if name == "__get__":
             found = func(*args, **kwargs)
             if not isinstance(found, torch.Tensor) or self.value(args[0]).known:
@@ -378,7 +382,7 @@ def _generators() -> tuple[Any, Any]:
 
 
 def _by_position(arguments: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a function with the operands in their positions, and NumPy's names of options as torch's."""
+    """Return a function's arguments with the operands in their positions, and NumPy's names of options as torch's."""
     named = {{"axis": "dim", "keepdims": "keepdim"}.get(key, key): item for key, item in options.items()}
     for position, name in enumerate(("input", "other")):
         if name in named and len(arguments) == position:

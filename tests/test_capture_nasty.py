@@ -34,7 +34,7 @@ class Layers(nn.Module):
     def __init__(self, between: Between, *, silent: bool = False) -> None:
         super().__init__()
         self.first, self.cell = nn.Linear(6, 8), norse.LIFCell(u.fast())
-        self.second, self.out = nn.Linear(8, 4), norse.LIFBoxCell()
+        self.second, self.out = nn.Linear(8, 4), norse.LIFCell(u.fast())
         self.between = between
         self.kept: dict[str, Any] = {}
         if silent:
@@ -138,12 +138,12 @@ def scaled(net: Layers, z: torch.Tensor) -> torch.Tensor:
 
 def automatic(net: Layers, z: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return net.second(z) @ torch.ones(4, 8)
+        return torch.cat([net.second(z).float()] * 2, 1)
 
 
 REFUSED: dict[str, tuple[Between, str]] = {
     "numpy": (drawn_by_numpy, "draws random numbers of Python's or NumPy's generator"),
-    "python": (lambda net, z: z * (random.random() + 0.5), "draws random numbers of Python's or NumPy's generator"),  # noqa: S311
+    "python": (lambda net, z: z * (random.random() + 0.5), "draws random numbers of Python's or NumPy's generator"),
     "clamped weights": (clamped, "writes to the parameter second.weight; change parameters once"),
     "scaled weights": (scaled, "writes to the parameter second.weight; change parameters once"),
     "two maxima": (lambda net, z: torch.max(z, torch.zeros_like(z)), "max combines two values"),

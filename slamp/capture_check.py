@@ -167,7 +167,8 @@ class _Comparison:
 
     def _inputs(self) -> list[torch.Tensor]:
         device = self.graph.device
-        return [item.data.to(device=device, dtype=torch.float32) for item in self.rasters]
+        # A copy: the module may write to what it is given.
+        return [item.data.to(device=device, dtype=torch.float32, copy=True) for item in self.rasters]
 
     def _check_neurons(self, step: Any) -> None:
         for (name, t), found in self.found.items():
@@ -177,7 +178,7 @@ class _Comparison:
             if (name, step.t) not in self.found:
                 raise CaptureError(
                     f"{name}: the module does not run it in step {step.t} of these samples; what is run must not "
-                    "depend on the input"
+                    "depend on the input, nor on the step"
                 )
 
     def _check_outputs(self, step: Any, outputs: Mapping[int, torch.Tensor]) -> None:
@@ -239,7 +240,7 @@ class _Comparison:
             f"{where}: the module gives {float(found[(sample, *neuron)]):.9g}, the graph "
             f"{float(expected[(sample, *neuron)]):.9g}{membrane}; {int(differing.sum())} cells of this step differ; "
             "this is a defect of slamp unless a hook or subclass changes the module, or its forward computes otherwise "
-            f"for other samples ({kind})"
+            f"for other samples or in later steps ({kind})"
         )
 
 

@@ -14,7 +14,9 @@ from slamp.tracing import Call, Trace, Value, values_in, words
 from slamp.unrolled import Instance, Meaning, Operation, Pieces, Read, Stack, State, Unread
 
 Operand = Instance | Value
-IDENTITIES = words("contiguous clone detach detach_ to float type_as cpu cuda identity alias requires_grad_")
+IDENTITIES = words(
+    "type deepcopy contiguous clone detach detach_ to float type_as cpu cuda identity alias requires_grad_"
+)
 RESHAPES = words("flatten view reshape unflatten squeeze unsqueeze reshape_as view_as ravel")
 DROPOUTS = words("dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout")
 # What may follow a readout over time without moving the largest class.
@@ -60,6 +62,8 @@ class Interpreter:
 
     def of(self, value: Value) -> Meaning | Value:
         """Return the meaning of a value, or the value itself if it does not depend on the input."""
+        if value.unseen:
+            return Unread(value.unseen)
         return self._meanings.get(id(value), value)
 
     def operand(self, value: Any) -> Meaning | Value:
@@ -114,7 +118,11 @@ class Interpreter:
         if isinstance(meaning, Unread):
             return self._bind(call.result, meaning)
         if isinstance(meaning, (Pieces, Read, State)) or meaning is None:
-            raise UnsupportedModuleError(self._unreadable(meaning, f"{where}: {kind}"))
+            raise UnsupportedModuleError(self.unreadable(meaning, f"{where}: {kind}"))
+        if output.tensor.dtype != torch.float32:
+            raise UnsupportedModuleError(
+                f"{where}: {kind} gives {output.tensor.dtype}; stay in torch.float32, without autocast"
+            )
         before = self._state_before(call, state)
         operation = Operation("neuron", module=module)
         if not loops_over_time(module):
@@ -175,7 +183,7 @@ class Interpreter:
     def _function(self, call: Call) -> None:
         name = plain_name(call.function)
         values = list(values_in((call.arguments, call.options)))
-        dynamic = [value for value in values if isinstance(self._meanings.get(id(value)), _DYNAMIC)]
+        dynamic = [value for value in values if isinstance(self.of(value), _DYNAMIC)]
         known = not any(not value.known for value in values)
         if known and not dynamic and name not in PREFIXED:
             return
@@ -201,6 +209,12 @@ class Interpreter:
             if known and not dynamic:
                 return None
             meaning = self._unread(call, str(error))
+        first = next(values_in(call.result), None)
+        other = first is not None and first.tensor.is_floating_point() and first.tensor.dtype != torch.float32
+        if other and isinstance(meaning, (Instance, Stack, Read)):
+            assert first is not None
+            message = f"{call.where}: {call.what} gives {first.tensor.dtype}; stay in torch.float32, without autocast"
+            meaning = self._unread(call, message)
         if isinstance(meaning, Instance) and meaning.known and isinstance(call.result, Value):
             meaning.result = call.result
         self._bind(call.result, meaning)
@@ -253,7 +267,7 @@ class Interpreter:
         """
         for operand in operands:
             if isinstance(operand, (Pieces, State, Read, Unread)):
-                raise UnsupportedModuleError(self._unreadable(operand, f"{call.where}: {call.what}"))
+                raise UnsupportedModuleError(self.unreadable(operand, f"{call.where}: {call.what}"))
         result = tuple(call.result.shape) if shape is None else tuple(shape)
         stacks = [operand for operand in operands if isinstance(operand, Stack)]
         if not stacks:
@@ -280,7 +294,8 @@ class Interpreter:
         """Return an error about a call."""
         return UnsupportedModuleError(f"{call.where}: {call.what} {found}; {advice}")
 
-    def _unreadable(self, meaning: object, where: str) -> str:
+    def unreadable(self, meaning: object, where: str) -> str:
+        """Say why a value cannot be used; ``where`` says where and by what."""
         match meaning:
             case Unread():
                 return meaning.message
@@ -338,6 +353,10 @@ ADVICE = {
     "layer_norm": "use BatchNorm, whose numbers are fixed in evaluation",
     "group_norm": "use BatchNorm, whose numbers are fixed in evaluation",
     "argmax": "return the values, and take the largest outside of the network",
+    **dict.fromkeys(("maximum", "minimum", "clamp_min", "clamp_max", "max", "min"), "use a neuron in its place"),
+    "copy_": "assign the tensor itself",
+    "pow": "spikes are 0 or 1, so drop it; multiply by constants only",
+    "lerp": "write it out as a sum of products with constants",
     "where": "what is computed must not depend on the values; use a neuron for thresholds",
     "clamp": "use a neuron in its place",
 }

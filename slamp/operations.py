@@ -10,7 +10,7 @@ import torch
 from slamp.errors import UnsupportedModuleError
 from slamp.interpret import BATCH_FIRST, HANDLERS, Handler, Interpreter
 from slamp.tracing import Call, Value
-from slamp.unrolled import Instance, Meaning, Operation, Pieces, Read, Stack
+from slamp.unrolled import Instance, Meaning, Operation, Pieces, Read, Stack, State, Unread
 
 
 def register_handlers() -> None:
@@ -385,6 +385,9 @@ def _stack(reader: Interpreter, call: Call) -> Meaning:
     dim = int(found["dim"]) % len(call.result.shape)
     if all(isinstance(entry, (Instance, Value)) for entry in entries):
         return Stack(tuple(entry for entry in entries if isinstance(entry, (Instance, Value))), dim)
+    state = next((entry for entry in entries if isinstance(entry, (State, Unread))), None)
+    if state is not None:
+        raise UnsupportedModuleError(reader.unreadable(state, f"{call.where}: {call.what}"))
     read = next((entry for entry in entries if isinstance(entry, Read) and entry.calls), None)
     if read is not None:
         raise reader.refuse(read.calls[0], "is applied to every step", "apply it to what is read over time")
@@ -518,6 +521,8 @@ def _setitem(reader: Interpreter, call: Call) -> Meaning:
 def _over_time(reader: Interpreter, call: Call) -> Any:
     found = arguments(call, "input", "dim", "keepdim", dim=None, keepdim=False)
     x, dim = reader.operand(found["input"]), found["dim"]
+    if isinstance(dim, Value):
+        raise reader.refuse(call, "combines two values that depend on the input", "use a neuron in its place")
     how = call.function.replace("amax", "max")
     dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
     if isinstance(x, Stack) and len(dims) == 1 and dims[0] % len(found["input"].shape) == x.axis:

@@ -7,12 +7,16 @@ found out by running it: one that loops takes its input apart along time.
 from __future__ import annotations
 
 import inspect
+import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from slamp.dynamics import exact_float32
@@ -29,6 +33,7 @@ from slamp.unrolled import Instance, Operation, Pieces, Read, Stack, State, Unre
 Style = Literal["steps", "sequence", "batch first"]
 TRACED_STEPS = 5  # enough to see what is handed from step to step
 TRACED_SAMPLES = 3
+MAX_DEPTH = 8  # of collections within collections that are kept and restored
 register_handlers()
 
 
@@ -140,6 +145,11 @@ def _worst(
     given = {"steps": "one time step, (batch, ...)", "sequence": "a sequence, (time, batch, ...)"}.get(
         style, "a sequence, (batch, time, ...)"
     )
+    if "not tuple" in str(error):
+        return UnsupportedModuleError(
+            f"{found}: {type(error).__name__}: {error}; cells of Norse return their output and their state: "
+            "use norse.torch.SequentialState in place of torch.nn.Sequential, or take the output alone"
+        )
     return UnsupportedModuleError(
         f"{found}: {type(error).__name__}: {error}; {type(net).__name__} was given {given}; "
         "check the shape of the samples, (time, batch, *features), against what its forward expects"
@@ -184,14 +194,32 @@ def run_style(
 
 
 def _state_arguments(net: torch.nn.Module, inputs: int, state: Any, t: int) -> list[Any]:
-    if not takes_state(net, inputs):
+    places = _state_places(net, inputs)
+    if not places or not (t or _asks_for_state(net, inputs)):
         return []
-    return [state] if t or _asks_for_state(net, inputs) else []
+    behind = _positional(net)[inputs:]
+    given: list[Any] = [None if item.default is inspect.Parameter.empty else item.default for item in behind]
+    given += [None] * (max(places) + 1 - len(given))
+    each = state if len(places) > 1 and isinstance(state, tuple) else (state,)
+    if t:
+        for place, item in zip(places, each, strict=False):
+            given[place] = item
+    return given[: max(max(places) + 1, _asks_for_state(net, inputs))]
+
+
+def _state_places(net: torch.nn.Module, inputs: int) -> list[int]:
+    """Return which of the arguments behind the inputs are states: those so called, else those without a value."""
+    behind = _positional(net)[inputs:]
+    called = [place for place, item in enumerate(behind) if "state" in item.name]
+    without = [place for place, item in enumerate(behind) if item.default in (inspect.Parameter.empty, None)]
+    return called or without or ([0] if takes_state(net, inputs) else [])
 
 
 def takes_state(net: torch.nn.Module, inputs: int) -> bool:
     """True if a module's forward has an argument behind its inputs."""
-    return len(_positional(net)) > inputs
+    parameters = inspect.signature(net.forward).parameters.values()
+    more = [item for item in parameters if item.kind is inspect.Parameter.VAR_POSITIONAL]
+    return len(_positional(net)) + len(more) > inputs
 
 
 def _asks_for_state(net: torch.nn.Module, inputs: int) -> int:
@@ -208,6 +236,9 @@ def split_result(net: torch.nn.Module, result: Any, inputs: int) -> tuple[Any, A
     """Return what a step gives and the state it hands on."""
     if not takes_state(net, inputs) or not isinstance(result, tuple) or len(result) < 2:
         return result, None
+    count = len(_state_places(net, inputs))
+    if 1 < count < len(result):  # one state for each argument
+        return (result[0] if len(result) == count + 1 else result[:-count]), result[-count:]
     return (result[0] if len(result) == 2 else result[:-1]), result[-1]
 
 
@@ -270,7 +301,10 @@ def read_recorded(net: torch.nn.Module, recorded: Recorded, *, lenient: bool = F
     folding = Folding([*entered, *reader.instances], steps)
     found = _outputs_of_steps(meanings) if style == "steps" else meanings[0]
     if not found:
-        raise UnsupportedModuleError("(net): returns no tensor; return the output of every step")
+        kind = type(results[0]).__name__
+        raise UnsupportedModuleError(
+            f"(net): returns no tensor but {kind}; return tensors, several in a tuple, list or dictionary"
+        )
     edges: list[Edge] = []
     returned: list[tuple[int, int]] = []
     readout, reading = "", None
@@ -369,6 +403,7 @@ def left_as_found(net: torch.nn.Module) -> Iterator[None]:
         if isinstance(value, torch.Tensor) and value.is_leaf
     ]
     gradients = [tensor.requires_grad for tensor in leaves]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # what users draw from
     devices = sorted({tensor.device.index or 0 for tensor in net.parameters() if tensor.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         net.eval()
@@ -379,29 +414,56 @@ def left_as_found(net: torch.nn.Module) -> Iterator[None]:
                 _restore(module, before)
             for tensor, mode in zip(leaves, gradients, strict=True):
                 tensor.requires_grad_(mode)
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _kept(item: Any) -> tuple[Any, Any]:
-    """Return an attribute and what it holds: the numbers of a tensor, the items of a list or dictionary, likewise."""
-    if isinstance(item, torch.Tensor) and not isinstance(item, torch.nn.Parameter):
+def _kept(item: Any, depth: int = 0) -> tuple[Any, Any]:
+    """Return an attribute and what it holds: the numbers of a tensor or array, the items of a collection, likewise."""
+    if depth > MAX_DEPTH or isinstance(item, torch.nn.Parameter):
+        return item, None
+    if isinstance(item, torch.Tensor):
         return item, item.detach().clone()
-    if isinstance(item, list):
-        return item, [_kept(part) for part in item]
+    if isinstance(item, np.ndarray):
+        return item, item.copy()
+    if isinstance(item, (list, deque, tuple)):
+        return item, [_kept(part, depth + 1) for part in item]
+    if isinstance(item, set):
+        return item, set(item)
     if isinstance(item, dict):
-        return item, {key: _kept(part) for key, part in item.items()}
+        return item, {key: _kept(part, depth + 1) for key, part in item.items()}
+    if _is_record(item):
+        return item, {key: _kept(part, depth + 1) for key, part in vars(item).items()}
     return item, None
+
+
+def _is_record(item: Any) -> bool:
+    """True for objects that are fields alone."""
+    fields = isinstance(item, SimpleNamespace) or (is_dataclass(item) and not isinstance(item, type))
+    return fields and hasattr(item, "__dict__") and not isinstance(item, torch.nn.Module)
 
 
 def _restored(kept: tuple[Any, Any]) -> Any:
     """Return what `_kept` was given, as it was."""
     item, content = kept
-    if isinstance(item, list):
-        item[:] = [_restored(part) for part in content]
-    elif isinstance(item, dict):
-        parts = {key: _restored(part) for key, part in content.items()}
+    if content is None:
+        return item
+    if isinstance(item, (list, deque, tuple)):
+        parts = [_restored(part) for part in content]
+        if not isinstance(item, tuple):
+            item.clear()
+            item.extend(parts)
+    elif isinstance(item, set):
         item.clear()
-        item.update(parts)
-    elif content is not None:
+        item.update(content)
+    elif isinstance(item, dict) or _is_record(item):
+        held = item if isinstance(item, dict) else vars(item)
+        named = {key: _restored(part) for key, part in content.items()}
+        held.clear()
+        held.update(named)
+    elif isinstance(item, np.ndarray):
+        item[...] = content
+    else:
         with torch.no_grad():
             item.copy_(content)
     return item

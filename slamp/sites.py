@@ -198,6 +198,11 @@ class Folding:
             first = min(site.instances)
             missing = [t for t in range(first, last + 1) if t not in site.instances]
             if first != 0 or missing or last < self.steps - 1:
+                if last >= self.steps:
+                    raise UnsupportedModuleError(
+                        f"{_where(model)}: {_what(model)} needs inputs of later steps than its own; "
+                        "a step can only use what came before it, so loop over time forwards"
+                    )
                 at = first - 1 if first else (missing or [last + 1])[0]
                 raise UnsupportedModuleError(
                     f"{_where(model)}: {_what(model)} runs in step {last} but not in step {at}; {ALIKE}"

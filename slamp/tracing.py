@@ -7,6 +7,7 @@ Tensors are told apart by identity. What the calls mean, and which of them belon
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ from types import FrameType
 from typing import Any
 
 import norse.torch
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
 from slamp.errors import UnsupportedModuleError
+from slamp.flow import Flow
 
 
 def words(text: str) -> frozenset[str]:
@@ -108,7 +111,8 @@ class Call:
 class Value:
     """A tensor at one moment. ``call`` made it (None: an input or a constant); ``name`` is that of a parameter.
 
-    ``known`` is False for what depends on the inputs.
+    ``known`` is False for what depends on the inputs. ``version`` counts the writes to its memory, and ``unseen`` says
+    where it was used though it was computed, or written to, in a way that no call shows.
     """
 
     tensor: torch.Tensor = field(repr=False)
@@ -116,6 +120,8 @@ class Value:
     name: str = ""
     known: bool = True
     input: int | None = None
+    version: int = 0
+    unseen: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -147,14 +153,18 @@ class Tracer(TorchFunctionMode):
         named = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
         self._values: dict[int, Value] = {}
         for name, tensor in reversed(named):  # the first name of a shared parameter stays
-            self._values[id(tensor)] = Value(tensor, name=name)
+            self._values[id(tensor)] = Value(tensor, name=name, version=_version(tensor))
+        self._flow = Flow(net.named_parameters(), self._writes)
+        self._drawn = _generators()
+        self._refusal: UnsupportedModuleError | None = None
         self._stack: list[str] = []
         self._quiet = 0
         self._base: FrameType | None = None
 
     def input(self, tensor: torch.Tensor) -> torch.Tensor:
         """Declare a tensor as an input; return it."""
-        value = Value(tensor, known=False, input=len(self.trace.inputs))
+        value = Value(tensor, known=False, input=len(self.trace.inputs), version=_version(tensor))
+        self._flow.add(tensor)
         self.trace.inputs.append(value)
         self._values[id(tensor)] = value
         return tensor
@@ -162,15 +172,30 @@ class Tracer(TorchFunctionMode):
     def value(self, tensor: torch.Tensor) -> Value:
         """Return the present value of a tensor."""
         found = self._values.get(id(tensor))
+        version = _version(tensor)
         if found is None or found.tensor is not tensor:
-            found = self._values[id(tensor)] = Value(tensor)
+            found = self._values[id(tensor)] = Value(tensor, version=version)
+            how = "was computed from the input by what cannot be followed (compiled code, a copy made by Python)"
+        else:
+            how = "was written to under another name of the same memory, such as a view"
+        written = found.version != version and (not found.known or self._flow.holds(tensor))
+        if written or (found.known and self._flow.holds(tensor)):
+            message = (
+                f"{self._line(self._frames())}: uses a tensor that {how}; compute a new tensor by torch's functions"
+            )
+            found = self._values[id(tensor)] = Value(tensor, known=False, version=version, unseen=message)
         return found
 
     def run(self, net: torch.nn.Module, *arguments: Any) -> Any:
         """Call the network and keep what it returns."""
         self._base = sys._getframe()
-        with self, _module_calls(self._call_module), _own_functions(self._call_own):
-            result = net(*arguments)
+        with self, self._flow, _module_calls(self._call_module), _own_functions(self._call_own):
+            try:
+                result = net(*arguments)
+            except Exception as error:
+                raise (self._refusal or error) from error  # operators of Python make another error of it
+        if self._refusal is not None:
+            raise self._refusal
         self.trace.results.append(self._valued(result))
         return result
 
@@ -179,11 +204,27 @@ class Tracer(TorchFunctionMode):
     ) -> Any:
         """Run a torch function and record it if tensors are among its arguments and results."""
         kwargs = kwargs or {}
-        if self._quiet:
+        if self._quiet or isinstance(func, torch._ops.OpOverload):  # the latter within compiled code
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
-        if name == "__get__" or name in PASSED:
+        if self._refusal is not None:  # Python's operators try something else after an error
+            raise self._refusal
+        if name == "__set__" and isinstance(args[0], torch.nn.Parameter) and self.value(args[0]).name:
+            raise self._writes(self.value(args[0]).name)
+        if name == "__get__":
+            found = func(*args, **kwargs)
+            if not isinstance(found, torch.Tensor) or self.value(args[0]).known:
+                return found
+            attribute = getattr(getattr(func, "__self__", None), "__name__", "attribute")
+            name = "detach" if attribute == "data" else attribute
+            self._record(name, None, self._valued(tuple(args[:1])), {}, found, known=False)
+            return found
+        if name in PASSED:
             return func(*args, **kwargs)
+        if self._drawn != _generators():
+            raise self._refuse(
+                "draws random numbers of Python's or NumPy's generator", "leave noise out of the forward pass"
+            )
         if name in RANDOM and kwargs.get("training", True):
             raise self._refuse(f"{name} draws random numbers", "leave noise out of the forward pass in evaluation")
         tensors = [value for value in tensors_in((args, kwargs)) if not self.value(value).known]
@@ -265,6 +306,8 @@ class Tracer(TorchFunctionMode):
         self, name: str, module: torch.nn.Module | None, arguments: Any, options: Any, result: Any, *, known: bool
     ) -> None:
         frames = self._frames()
+        if module is None:
+            arguments, options = _by_position(arguments, options)
         call = Call(
             function=name,
             module=module,
@@ -282,7 +325,10 @@ class Tracer(TorchFunctionMode):
             old = self._values.get(id(tensor))
             passed = old is not None and old.tensor is tensor and changed is None and module is None
             if not passed:
-                self._values[id(tensor)] = Value(tensor, call, known=known and (changed is None or changed.known))
+                now_known = known and (changed is None or changed.known)
+                self._values[id(tensor)] = Value(tensor, call, known=now_known, version=_version(tensor))
+                if not now_known:
+                    self._flow.add(tensor)
         call.result = self._valued(changed.tensor if result is None and changed is not None else result)
         self.trace.calls.append(call)
 
@@ -304,17 +350,44 @@ class Tracer(TorchFunctionMode):
                 return Line(frame.f_code.co_filename, frame.f_lineno, path)
         return Line("", 0, path)
 
+    def _writes(self, name: str) -> UnsupportedModuleError:
+        return self._refuse(
+            f"writes to the parameter {name}", "change parameters once, before capturing, and not in forward"
+        )
+
     def _refuse(self, found: str, advice: str) -> UnsupportedModuleError:
-        return UnsupportedModuleError(f"{self._line(self._frames())}: {found}; {advice}")
+        error = UnsupportedModuleError(f"{self._line(self._frames())}: {found}; {advice}")
+        self._refusal = self._refusal or error
+        return error
 
 
 # What says something about a tensor but not its numbers, and what torch calls on the way.
 PASSED = words(
     "size dim ndimension numel nelement is_floating_point is_complex is_contiguous stride storage_offset "
-    "__len__ get_device element_size type __hash__ __repr__ __format__ data_ptr requires_grad_ "
+    "__len__ get_device element_size __hash__ __repr__ __format__ data_ptr requires_grad_ "
     "register_hook retain_grad zeros_like ones_like full_like empty_like new_zeros new_ones new_full "
-    "new_empty backward is_same_size __set__ __delete__ __deepcopy__ _is_view has_names"
+    "new_empty backward is_same_size __set__ __delete__ _is_view has_names"
 )
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Return how often a tensor's memory was written to, as far as torch counts it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _generators() -> tuple[Any, Any]:
+    """Return the states of the generators that torch does not know."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  # what users draw from
+    return random.getstate(), (kind, np.asarray(keys).tobytes(), *rest)
+
+
+def _by_position(arguments: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a function's arguments with the operands in their positions, and NumPy's names of options as torch's."""
+    named = {{"axis": "dim", "keepdims": "keepdim"}.get(key, key): item for key, item in options.items()}
+    for position, name in enumerate(("input", "other")):
+        if name in named and len(arguments) == position:
+            arguments = (*arguments, named.pop(name))
+    return arguments, named
 
 
 def _by_user(frames: Sequence[FrameType]) -> bool:

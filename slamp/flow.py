@@ -44,7 +44,10 @@ class Flow(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one of torch's own functions and mark what it gives, or writes to, if what it reads is marked."""
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # what is asked here is nothing the user's code does
+            return self._followed(func, args, kwargs or {})
+
+    def _followed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         written = _written(func, args, kwargs)
         for tensor in written:
             if _has_memory(tensor) and (name := self._fixed.get(_memory(tensor))):

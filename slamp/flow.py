@@ -44,16 +44,19 @@ class Flow(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one of torch's own functions and mark what it gives, or writes to, if what it reads is marked."""
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # what is asked here is nothing the user's code does
+            return self._followed(func, args, kwargs or {})
+
+    def _followed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         written = _written(func, args, kwargs)
         for tensor in written:
             if _has_memory(tensor) and (name := self._fixed.get(_memory(tensor))):
                 raise self._refuse(name)
         name = func.__name__.partition(".")[0]
         of_shape = name.startswith("new_") or name.endswith("_like")
-        dependent = not of_shape and any(self.holds(item) for item in tensors_in((args, kwargs)))
+        dependent = not of_shape and any(self.holds(item) for item in _leaves((args, kwargs)))
         result = func(*args, **kwargs)
-        made = {_memory(item) for item in [*written, *tensors_in(result)] if _has_memory(item)}
+        made = {_memory(item) for item in [*written, *_leaves(result)] if _has_memory(item)}
         if dependent:
             self._dependent |= made
         elif not written:
@@ -67,11 +70,11 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[
     for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[index] if index < len(args) else kwargs.get(argument.name)
-            found += tensors_in(given)
+            found += _leaves(given)
     return found
 
 
-def tensors_in(tree: Any) -> list[torch.Tensor]:
+def _leaves(tree: Any) -> list[torch.Tensor]:
     return [item for item in tree_leaves(tree) if isinstance(item, torch.Tensor)]
 
 

@@ -205,19 +205,20 @@ class Interpreter:
             return self._bind(call.result, self._unread(call, message))
         try:
             meaning = handler(self, call)
+            if isinstance(meaning, (Instance, Stack, Read)):
+                self._check_float32(call)
         except UnsupportedModuleError as error:
             if known and not dynamic:
                 return None
             meaning = self._unread(call, str(error))
-        first = next(values_in(call.result), None)
-        other = first is not None and first.tensor.is_floating_point() and first.tensor.dtype != torch.float32
-        if other and isinstance(meaning, (Instance, Stack, Read)):
-            assert first is not None
-            message = f"{call.where}: {call.what} gives {first.tensor.dtype}; stay in torch.float32, without autocast"
-            meaning = self._unread(call, message)
         if isinstance(meaning, Instance) and meaning.known and isinstance(call.result, Value):
             meaning.result = call.result
         self._bind(call.result, meaning)
+
+    def _check_float32(self, call: Call) -> None:
+        for value in values_in(call.result):
+            if value.tensor.is_floating_point() and value.tensor.dtype != torch.float32:
+                raise self.refuse(call, f"gives {value.tensor.dtype}", "stay in torch.float32, without autocast")
 
     def _unread(self, call: Call, message: str) -> Meaning:
         """Return what stands for a value that no graph holds."""

@@ -204,7 +204,7 @@ class Tracer(TorchFunctionMode):
     ) -> Any:
         """Run a torch function and record it if tensors are among its arguments and results."""
         kwargs = kwargs or {}
-        if self._quiet or isinstance(func, torch._ops.OpOverload):  # the latter within compiled code
+        if self._quiet:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         if self._refusal is not None:  # Python's operators try something else after an error
@@ -366,7 +366,7 @@ PASSED = words(
     "size dim ndimension numel nelement is_floating_point is_complex is_contiguous stride storage_offset "
     "__len__ get_device element_size __hash__ __repr__ __format__ data_ptr requires_grad_ "
     "register_hook retain_grad zeros_like ones_like full_like empty_like new_zeros new_ones new_full "
-    "new_empty backward is_same_size __set__ __delete__ _is_view has_names"
+    "new_empty backward is_inference untyped_storage is_same_size __set__ __delete__ _is_view has_names"
 )
 
 

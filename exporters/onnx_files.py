@@ -26,7 +26,7 @@ def save_models(models: dict[str, onnx.ModelProto], directory: Path, external_ab
     Returns:
         True if there is a ``weights.bin``.
     """
-    largest = max(sum(len(tensor.raw_data) for tensor in _tensors(model.graph)) for model in models.values())
+    largest = max(sum(len(tensor.raw_data) for tensor in tensors_of(model.graph)) for model in models.values())
     if largest > external_above:
         _move_out(models, directory / WEIGHTS)
     for name, model in models.items():
@@ -38,7 +38,7 @@ def _move_out(models: dict[str, onnx.ModelProto], path: Path) -> None:
     places: dict[str, tuple[int, int]] = {}
     with path.open("wb") as file:
         for model in models.values():
-            for tensor in _tensors(model.graph):
+            for tensor in tensors_of(model.graph):
                 if len(tensor.raw_data) < LEAST_BYTES:
                     continue
                 name = tensor.name.removeprefix(INSIDE)
@@ -54,9 +54,10 @@ def _move_out(models: dict[str, onnx.ModelProto], path: Path) -> None:
                     entry.key, entry.value = key, value
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the initializers of a graph and of the graphs in it."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _tensors(attribute.g)
+                yield from tensors_of(attribute.g)

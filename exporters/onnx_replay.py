@@ -7,11 +7,25 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from exporters.read_onnx import Facts, facts_of, load_model
 from slamp.errors import ArtifactError, RasterError
 from slamp.raster import SpikeRaster
 
+REFUSALS = (
+    RuntimeError,
+    ValueError,
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.ModelLoaded,
+    native.NoModel,
+    native.NoSuchFile,
+    native.NotImplemented,
+    native.RuntimeException,
+)
 QUIET = 3  # onnxruntime's log level for errors
 
 
@@ -44,9 +58,7 @@ def run_model(path: Path, inputs: SpikeRaster, *, optimize: bool) -> tuple[Facts
             found = session.run(names, {facts.input[0]: x})
         else:
             found = _run_steps(session, facts, names, x)
-    except Exception as error:
-        if type(error).__module__.split(".")[0] != "onnxruntime" and not isinstance(error, RuntimeError):
-            raise
+    except REFUSALS as error:
         raise ArtifactError(f"{path}: onnxruntime refuses it ({error}); export again") from error
     return facts, dict(zip(names, found, strict=True))
 
@@ -57,7 +69,7 @@ def _session(path: Path, optimize: bool) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def _run_steps(session: Any, facts: Facts, names: list[str], x: np.ndarray) -> list[np.ndarray]:

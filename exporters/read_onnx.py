@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
+from exporters.onnx_files import tensors_of
 from exporters.onnx_model import FORMAT, INSIDE, StateValue, sequence_model, step_model
 from exporters.onnx_neurons import OPSETS
 from slamp.errors import ArtifactError, SlampError
@@ -65,9 +66,13 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
         found = "is no file" if path.exists() else "there is no such file"
         raise ArtifactError(f"{path}: {found}; name a .onnx file")
     try:
-        return onnx.load(path, load_external_data=weights)
+        model = onnx.load(path, load_external_data=weights)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
+    for tensor in tensors_of(model.graph):
+        if tensor.data_location == onnx.TensorProto.DEFAULT:
+            tensor.ClearField("data_location")  # set by onnx where it has read the weights
+    return model
 
 
 def facts_of(model: onnx.ModelProto, path: Path) -> Facts:

@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 from onnx import TensorProto
 
-from slamp.errors import UnsupportedNodeError
 from slamp.nodes import (
     AdaptiveAvgPool2d,
     Affine,
@@ -33,6 +32,7 @@ from slamp.nodes import (
     Take,
     Upsample2d,
 )
+from slamp.shapes import adaptive_windows
 
 MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -45,17 +45,6 @@ class Writer(Protocol):
 
     def constant(self, name: str, array: np.ndarray) -> str:
         """Add an initializer; return its name."""
-
-
-def check_layer(name: str, node: Node, shape: Shape) -> None:
-    """Raise `UnsupportedNodeError` if ONNX cannot say a node that receives ``shape``."""
-    if isinstance(node, AdaptiveAvgPool2d) and any(
-        size % wanted for size, wanted in zip(shape[1:], node.output_size, strict=True)
-    ):
-        raise UnsupportedNodeError(
-            f"{name}: AdaptiveAvgPool2d makes {node.output_size} of {shape[1:]}, and ONNX pools windows of one size; "
-            "allowed are output sides that divide the map's; use such sides, or AvgPool2d"
-        )
 
 
 def write_layer(writer: Writer, name: str, node: Node, x: str, before: Shape, after: Shape) -> None:
@@ -79,8 +68,7 @@ def write_layer(writer: Writer, name: str, node: Node, x: str, before: Shape, af
             window = _window(node.kernel_size, node.stride, node.padding)
             writer.operator("AveragePool", [x], name, count_include_pad=1, **window)
         case AdaptiveAvgPool2d():
-            side = (before[1] // node.output_size[0], before[2] // node.output_size[1])
-            writer.operator("AveragePool", [x], name, **_window(side, side))
+            _write_adaptive(writer, name, node, x, before)
         case MaxPool2d():
             window = _window(node.kernel_size, node.stride, node.padding)
             writer.operator("MaxPool", [x], name, dilations=list(node.dilation), **window)
@@ -181,6 +169,27 @@ def _write_convolution(writer: Writer, name: str, node: Conv1d | Conv2d, x: str)
         pads=[int(side) for side in pads],
         group=node.groups,
     )
+
+
+def _write_adaptive(writer: Writer, name: str, node: AdaptiveAvgPool2d, x: str, before: Shape) -> None:
+    """One pool where all windows have one size; else sums over rows, then columns, of each window, and a division."""
+    sides = list(zip(before[1:], node.output_size, strict=True))
+    if all(size % wanted == 0 for size, wanted in sides):
+        side = (sides[0][0] // sides[0][1], sides[1][0] // sides[1][1])
+        writer.operator("AveragePool", [x], name, **_window(side, side))
+        return
+    counts = []
+    for axis, (size, wanted) in enumerate(sides, start=2):
+        along, parts = writer.constant(f"{name}/axis{axis}", _whole(axis)), []
+        windows = adaptive_windows(size, wanted)
+        for index, (start, stop) in enumerate(windows):
+            part = f"{name}/{axis}_{index}"
+            ends = [writer.constant(f"{part}_{key}", _whole(at)) for key, at in (("start", start), ("stop", stop))]
+            taken = writer.operator("Slice", [x, *ends, along], f"{part}_taken")
+            parts.append(writer.operator("ReduceSum", [taken, along], f"{part}_sum"))
+        x = writer.operator("Concat", parts, f"{name}/sums{axis}", axis=axis)
+        counts.append(np.array([stop - start for start, stop in windows], np.float32))
+    writer.operator("Div", [x, writer.constant(f"{name}/counts", counts[0][:, None] * counts[1])], name)
 
 
 def _write_pad(writer: Writer, name: str, node: Pad, x: str, before: Shape) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -35,8 +36,8 @@ class OnnxExporter:
     Attributes:
         form: What `replay` runs, "sequence" or "step"; both give the same bits.
         optimize: Whether `replay` lets onnxruntime rewrite the operators for speed.
-        external_above: Bytes of weights beyond which they go into ``weights.bin`` beside the models, which cannot hold
-            2 GiB.
+        external_above: Bytes of arrays beyond which they go into ``weights.bin`` beside both models, none of which can
+            hold 2 GiB.
         golden: Held-out input; it is stored beside the models.
 
     Raises:
@@ -47,7 +48,7 @@ class OnnxExporter:
     runtime: ClassVar[str] = "onnxruntime"
     form: Literal["sequence", "step"] = "sequence"
     optimize: bool = True
-    external_above: int = 1 << 30
+    external_above: int = 1 << 26
     golden: SpikeRaster | None = None
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ class OnnxExporter:
             "golden": None if self.golden is None else {"steps": self.golden.steps, "batch": self.golden.batch},
         }
         with staged_artifact(graph, Path(directory), target=self.name, options=options, latency_steps=0) as staged:
-            models = {"step.onnx": step_model(graph), "sequence.onnx": sequence_model(graph)}
+            models = {"step.onnx": partial(step_model, graph), "sequence.onnx": partial(sequence_model, graph)}
             if save_models(models, staged.directory, self.external_above):
                 staged.roles["weights"] = WEIGHTS
             staged.roles.update({role: f"{form}.onnx" for form, role in ROLES.items()})

@@ -58,7 +58,7 @@ def write_layer(writer: Writer, name: str, node: Node, x: str, before: Shape, af
             weight, bias = (writer.constant(f"{name}/{key}", getattr(node, key)) for key in ("weight", "bias"))
             writer.operator("Gemm", [x, weight, bias], name, transB=1)
         case Conv1d() | Conv2d():
-            _write_convolution(writer, name, node, x)
+            write_convolution(writer, name, node, x, name)
         case SumPool2d():
             # The graph's sum is a mean times the size of the window, each rounded.
             mean = writer.operator("AveragePool", [x], f"{name}/mean", **_window(node.kernel_size, node.stride))
@@ -150,7 +150,8 @@ def _as_frame(writer: Writer, name: str, x: str) -> str:
     return writer.operator("Unsqueeze", [x, axis], f"{name}/frame")
 
 
-def _write_convolution(writer: Writer, name: str, node: Conv1d | Conv2d, x: str) -> None:
+def write_convolution(writer: Writer, name: str, node: Conv1d | Conv2d, x: str, output: str) -> str:
+    """Write a convolution; return ``output``."""
     kernel = node.weight.shape[2:]
     if node.padding == "same":
         totals = [step * (size - 1) for size, step in zip(kernel, node.dilation, strict=True)]
@@ -159,10 +160,10 @@ def _write_convolution(writer: Writer, name: str, node: Conv1d | Conv2d, x: str)
         pads = [*node.padding, *node.padding]
     inputs = [x, writer.constant(f"{name}/weight", node.weight)]
     inputs += [] if node.bias is None else [writer.constant(f"{name}/bias", node.bias)]
-    writer.operator(
+    return writer.operator(
         "Conv",
         inputs,
-        name,
+        output,
         kernel_shape=list(kernel),
         strides=list(node.stride),
         dilations=list(node.dilation),

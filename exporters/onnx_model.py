@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from exporters.onnx_integers import largest_input, write_fixed_layer
 from exporters.onnx_layers import (
     memory_steps,
     write_delay,
@@ -37,7 +38,6 @@ from exporters.onnx_neurons import (
 )
 from slamp.arithmetic import FixedPoint
 from slamp.delays import holds_back
-from slamp.errors import UnsupportedNodeError
 from slamp.graph import SpikingGraph, graph_header
 from slamp.nodes import LSNN, NEURON, SYNAPTIC, Delay, Neuron, Shape, arrays_of
 from slamp.simulate import is_spiking_output
@@ -64,11 +64,13 @@ class StateValue:
         name: Of the value that enters a step; what leaves it is ``name_out``.
         shape: Without the batch axis.
         start: What it starts as, everywhere, or the name of the initializer it starts as.
+        whole: Whether it is int64, not float32.
     """
 
     name: str
     shape: Shape
     start: float | str
+    whole: bool = False
 
     @property
     def out(self) -> str:
@@ -85,6 +87,11 @@ class Step:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     arrays: Values = field(default_factory=dict)
     states: list[StateValue] = field(default_factory=list)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the graph is in fixed point."""
+        return isinstance(self.graph.arithmetic, FixedPoint)
 
     def operator(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
         """Append an operator with one output; return the output's name, without the prefix."""
@@ -107,9 +114,9 @@ class Step:
         """Add a parameter of a neuron, as one number where it is the same everywhere; return its name."""
         return self.constant(f"{name}/{key}", _collapsed(arrays_of(self.graph.nodes[name])[key]))
 
-    def state(self, name: str, shape: Shape, start: float | str) -> StateValue:
+    def state(self, name: str, shape: Shape, start: float | str, *, whole: bool = False) -> StateValue:
         """Add a state."""
-        found = StateValue(name, shape, start)
+        found = StateValue(name, shape, start, whole)
         self.states.append(found)
         return found
 
@@ -126,11 +133,9 @@ class Step:
 
 
 def check(graph: SpikingGraph) -> None:
-    """Raise `UnsupportedNodeError` if the files cannot say the graph."""
+    """Raise `UnsupportedNodeError` if the files cannot say a node exactly enough; the message names it."""
     if isinstance(graph.arithmetic, FixedPoint):
-        raise UnsupportedNodeError(
-            "graph: is in fixed point, and the ONNX files are in float32; export the float graph it was made from"
-        )
+        largest_input(graph)
 
 
 def step_of(graph: SpikingGraph, prefix: str = "") -> Step:
@@ -147,9 +152,12 @@ def step_of(graph: SpikingGraph, prefix: str = "") -> Step:
 def step_model(graph: SpikingGraph) -> onnx.ModelProto:
     """Return the model of one step: ``(input, *states) -> (output, *layers, *states)``."""
     step = step_of(graph)
-    inputs = [_value(graph.input, graph.shapes[graph.input]), *(_value(each.name, each.shape) for each in step.states)]
+    inputs = [
+        _value(graph.input, graph.shapes[graph.input]),
+        *(_value(each.name, each.shape, whole=each.whole) for each in step.states),
+    ]
     outputs = [_value(name, graph.shapes[name]) for name in shown(graph)]
-    outputs += [_value(each.out, each.shape) for each in step.states]
+    outputs += [_value(each.out, each.shape, whole=each.whole) for each in step.states]
     known = _known_shapes(step)
     made = helper.make_graph(step.nodes, "step", inputs, outputs, _tensors(step.arrays), value_info=known)
     return _model(graph, made, step, "step")
@@ -161,15 +169,15 @@ def sequence_model(graph: SpikingGraph) -> onnx.ModelProto:
     The states leave as they are after the last step.
     """
     step = step_of(graph, INSIDE)
-    entering = [*((INSIDE + each.name, each.shape) for each in step.states)]
-    entering.append((INSIDE + graph.input, graph.shapes[graph.input]))
-    leaving = [*((INSIDE + each.out, each.shape) for each in step.states)]
-    leaving += [(INSIDE + name, graph.shapes[name]) for name in shown(graph)]
+    entering = [_value(INSIDE + each.name, each.shape, whole=each.whole) for each in step.states]
+    entering.append(_value(INSIDE + graph.input, graph.shapes[graph.input]))
+    leaving = [_value(INSIDE + each.out, each.shape, whole=each.whole) for each in step.states]
+    leaving += [_value(INSIDE + name, graph.shapes[name]) for name in shown(graph)]
     body = helper.make_graph(
         step.nodes,
         "step",
-        [_value(*each) for each in entering],
-        [_value(*each) for each in leaving],
+        entering,
+        leaving,
         _tensors({INSIDE + name: array for name, array in step.arrays.items()}),
     )
     outer = Step(graph)
@@ -186,7 +194,7 @@ def sequence_model(graph: SpikingGraph) -> onnx.ModelProto:
         [_value(graph.input, graph.shapes[graph.input], "time")],
         [
             *(_value(name, graph.shapes[name], "time") for name in shown(graph)),
-            *(_value(each.out, each.shape) for each in step.states),
+            *(_value(each.out, each.shape, whole=each.whole) for each in step.states),
         ],
         _tensors(outer.arrays),
     )
@@ -213,24 +221,25 @@ def _write_node(step: Step, name: str) -> None:
     elif isinstance(node, Delay):
         step.operator("Identity", [step.total(name)], name)
     else:
-        write_layer(step, name, node, step.total(name), graph.shapes[graph.sources(name)[0]], graph.shapes[name])
+        write = write_fixed_layer if step.fixed else write_layer
+        write(step, name, node, step.total(name), graph.shapes[graph.sources(name)[0]], graph.shapes[name])
 
 
 def _write_neuron(step: Step, name: str, node: Neuron) -> None:
     """Write the call of a neuron's function; further edges into a current are added to it before or behind the call."""
     shape = step.graph.shapes[name]
-    parameters = [step.parameter(name, key) for key in parameters_of(node)]
+    parameters = [step.parameter(name, key) for key in parameters_of(node, fixed=step.fixed)]
     states: dict[str, StateValue] = {}
-    for state in states_of(node):
+    for state in states_of(node, fixed=step.fixed):
         start = state.start
         if isinstance(start, str):
             array = _collapsed(arrays_of(node)[start])
             start = float(array) if array.ndim == 0 else step.parameter(name, start)
-        states[state.letter] = step.state(f"{name}/{state.letter}", shape, start)
+        states[state.letter] = step.state(f"{name}/{state.letter}", shape, start, whole=step.fixed)
     entering = {letter: each.name for letter, each in states.items()}
     leaving = {letter: each.out for letter, each in states.items()}
     sources = list(step.graph.sources(name))
-    if not isinstance(node, SYNAPTIC):
+    if step.fixed or not isinstance(node, SYNAPTIC):
         x = step.total(name)
     elif isinstance(node, LSNN):
         x = sources[0]
@@ -240,7 +249,7 @@ def _write_neuron(step: Step, name: str, node: Neuron) -> None:
         x = sources[-1]
         entering["i"] = step.add_to(entering["i"], sources[:-1], name)
     step.append(
-        function_name(node),
+        function_name(node, fixed=step.fixed),
         [x, *entering.values(), *parameters],
         [name, *leaving.values()],
         name,
@@ -259,15 +268,17 @@ def _write_start(outer: Step, state: StateValue, arrays: Mapping[str, np.ndarray
     if isinstance(state.start, str):
         outer.operator("Expand", [outer.constant(state.start, arrays[state.start]), shape], state.name)
         return
-    value = numpy_helper.from_array(np.array([state.start], np.float32))
+    value = numpy_helper.from_array(np.array([state.start], np.int64 if state.whole else np.float32))
     outer.operator("ConstantOfShape", [shape], state.name, value=value)
 
 
 def _model(graph: SpikingGraph, made: onnx.GraphProto, step: Step, form: str) -> onnx.ModelProto:
-    functions = {function_name(node): node for node in graph.nodes.values() if isinstance(node, NEURON)}
+    functions = {
+        function_name(node, fixed=step.fixed): node for node in graph.nodes.values() if isinstance(node, NEURON)
+    }
     model = helper.make_model(
         made,
-        functions=[neuron_function(node) for _, node in sorted(functions.items())],
+        functions=[neuron_function(node, fixed=step.fixed) for _, node in sorted(functions.items())],
         opset_imports=[helper.make_opsetid(domain, version) for domain, version in OPSETS.items()],
         ir_version=IR_VERSION,
         producer_name="slamp",
@@ -284,7 +295,9 @@ def _model(graph: SpikingGraph, made: onnx.GraphProto, step: Step, form: str) ->
             "input": json.dumps({"name": graph.input, "shape": graph.shapes[graph.input]}),
             "output": json.dumps({"name": graph.output, "kind": "spikes" if is_spiking_output(graph) else "values"}),
             "layers": json.dumps({name: "v" if name not in graph.spiking else "spikes" for name in shown(graph)[1:]}),
-            "states": json.dumps([[each.name, each.shape, each.start] for each in step.states]),
+            "states": json.dumps([[each.name, each.shape, each.start, each.whole] for each in step.states]),
+            "arithmetic": graph.arithmetic.name,
+            **({"largest_input": repr(largest_input(graph))} if step.fixed else {}),
             "constants": json.dumps(_left_out(graph, step.arrays)),
             **CONTRACT,
         },
@@ -319,8 +332,9 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> list[onnx.TensorProto]:
     ]
 
 
-def _value(name: str, shape: Shape, *before: str) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [*before, "batch", *shape])
+def _value(name: str, shape: Shape, *before: str, whole: bool = False) -> onnx.ValueInfoProto:
+    kind = TensorProto.INT64 if whole else TensorProto.FLOAT
+    return helper.make_tensor_value_info(name, kind, [*before, "batch", *shape])
 
 
 def _collapsed(array: np.ndarray) -> np.ndarray:

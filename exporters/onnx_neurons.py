@@ -12,13 +12,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from exporters.onnx_integers import CONSTANTS, fixed_steps
 from slamp.nodes import IF, LI, LIF, LSNN, SPIKING, SYNAPTIC, CubaLI, CubaLIF, LIFRefrac, Neuron, arrays_of
 
 DOMAIN = "slamp"
 OPSET = 19
 OPSETS = {"": OPSET, DOMAIN: 1}
+CASTS = {
+    "ToFloat": TensorProto.FLOAT,
+    "ToBool": TensorProto.BOOL,
+    "ToInt32": TensorProto.INT32,
+    "ToInt64": TensorProto.INT64,
+}
 Steps = tuple[tuple[str, ...], ...]  # each (operator, output, inputs...)
 
 # The membrane `u` as it is compared with the threshold, and the current.
@@ -98,17 +105,24 @@ ORDER = {
     ),
 }
 
+FIXED_ORDER = (
+    "i = trunc(i * (1 - decay_syn)) + 64 * x, wrapped once into 24 bits; "
+    "v = clip(trunc(v * (1 - decay_mem)) + i + v_leak); s = v > v_threshold, of readouts never"
+)
+
 
 @dataclass(frozen=True)
 class State:
     """One state of a layer: its letter, and what it starts as, the name of a parameter or 0."""
 
     letter: str
-    start: str | float
+    start: str | float = 0.0
 
 
-def states_of(node: Neuron) -> tuple[State, ...]:
-    """Return what a layer carries from one step to the next."""
+def states_of(node: Neuron, *, fixed: bool = False) -> tuple[State, ...]:
+    """Return what a layer carries from one step to the next, in float32 or in fixed point."""
+    if fixed:
+        return State("v"), State("i")
     found = [State("v", "v_reset" if isinstance(node, IF) else "v_leak")]
     if isinstance(node, SYNAPTIC):
         found.append(State("i", 0.0))
@@ -119,31 +133,35 @@ def states_of(node: Neuron) -> tuple[State, ...]:
     return tuple(found)
 
 
-def function_name(node: Neuron) -> str:
-    """Return the name of the function a node calls: its type, and its reset where it subtracts."""
+def function_name(node: Neuron, *, fixed: bool = False) -> str:
+    """Return the name of the function a node calls: its type, its reset where it subtracts, "fixed" in fixed point."""
+    if fixed:
+        return f"{type(node).__name__}_fixed"
     subtracts = isinstance(node, SPIKING) and node.reset == "subtract"
     return f"{type(node).__name__}_subtract" if subtracts else type(node).__name__
 
 
-def parameters_of(node: Neuron) -> tuple[str, ...]:
+def parameters_of(node: Neuron, *, fixed: bool = False) -> tuple[str, ...]:
     """Return the parameters a function takes behind input and states, in order."""
-    unused = {"v_reset"} if function_name(node).endswith("_subtract") else set()
+    unused = {"v_reset"} if fixed or function_name(node).endswith("_subtract") else set()
     return tuple(key for key in arrays_of(node) if key not in unused)
 
 
-def neuron_function(node: Neuron) -> onnx.FunctionProto:
+def neuron_function(node: Neuron, *, fixed: bool = False) -> onnx.FunctionProto:
     """Return the function for nodes of this type and reset: ``(x, *states, *parameters) -> (s, *states)``."""
-    letters = [state.letter for state in states_of(node)]
-    steps = [*_INTEGRATE[type(node)], *_firing(node)]
+    letters = [state.letter for state in states_of(node, fixed=fixed)]
+    steps = fixed_steps(node) if fixed else (*_INTEGRATE[type(node)], *_firing(node))
+    read = {value for step in steps for value in step[2:]}
+    constants = [_constant(name, array) for name, array in CONSTANTS.items() if fixed and name in read]
     return helper.make_function(
         DOMAIN,
-        function_name(node),
-        ["x", *letters, *parameters_of(node)],
+        function_name(node, fixed=fixed),
+        ["x", *letters, *parameters_of(node, fixed=fixed)],
         ["s", *(f"{letter}_out" for letter in letters)],
-        [_operator(*step) for step in steps],
+        [*constants, *(_operator(*step) for step in steps)],
         [helper.make_opsetid("", OPSET)],
         attributes=sorted(said_of(node, 1.0)),
-        doc_string=ORDER[type(node)] + _reset_rule(node),
+        doc_string=(FIXED_ORDER if fixed else ORDER[type(node)]) + _reset_rule(node),
     )
 
 
@@ -188,8 +206,10 @@ def _reset_rule(node: Neuron) -> str:
 
 
 def _operator(kind: str, output: str, *inputs: str) -> onnx.NodeProto:
-    if kind == "ToFloat":
-        return helper.make_node("Cast", inputs, [output], to=TensorProto.FLOAT)
-    if kind == "ToBool":
-        return helper.make_node("Cast", inputs, [output], to=TensorProto.BOOL)
+    if kind in CASTS:
+        return helper.make_node("Cast", inputs, [output], to=CASTS[kind])
     return helper.make_node(kind, inputs, [output])
+
+
+def _constant(name: str, array: np.ndarray) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))

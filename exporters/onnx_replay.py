@@ -50,8 +50,13 @@ def run_model(path: Path, inputs: SpikeRaster, *, optimize: bool) -> tuple[Facts
             f"raster: features {inputs.features} and dt {inputs.dt!r} s; the artifact's network takes {facts.input[1]} "
             f"at dt {facts.dt!r} s; bin the events anew, or reshape"
         )
-    names = [facts.output[0], *facts.layers]
     x = np.ascontiguousarray(inputs.numpy(), dtype=np.float32)
+    if facts.largest_input is not None and not bool(((x % 1 == 0) & (np.abs(x) <= facts.largest_input)).all()):
+        raise RasterError(
+            f"raster: holds fractions, or values up to {np.abs(x).max():g}; the artifact's network, in fixed point, "
+            f"takes whole numbers up to {facts.largest_input:g}; keep a first layer with analog input on the host"
+        )
+    names = [facts.output[0], *facts.layers]
     try:
         session = _session(path, optimize)
         if facts.form == "sequence":
@@ -76,8 +81,9 @@ def _run_steps(session: Any, facts: Facts, names: list[str], x: np.ndarray) -> l
     batch = x.shape[1]
     states = {}
     for each in facts.states:
-        start = facts.starts[each.name] if isinstance(each.start, str) else np.float32(each.start)
-        states[each.name] = np.array(np.broadcast_to(start, (batch, *each.shape)), np.float32)
+        start = facts.starts[each.name] if isinstance(each.start, str) else each.start
+        kind = np.int64 if each.whole else np.float32
+        states[each.name] = np.array(np.broadcast_to(start, (batch, *each.shape)), kind)
     wanted = names + [each.out for each in facts.states]
     steps = []
     for now in x:

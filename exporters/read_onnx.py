@@ -45,8 +45,10 @@ class Facts:
         input: Name of the input and its shape, without batch and time.
         output: Name of the output, and "spikes" or "values".
         layers: Every layer of neurons and what is shown of it, "spikes" or "v".
-        states: The states, in order; those that start as an initializer with its values.
+        states: The states, in order.
+        starts: Values of the initializers that states start as, by name of the state.
         graph_hash: Of the graph the model was written from.
+        largest_input: Of a fixed-point graph, what whole numbers of an input may reach; else None.
     """
 
     form: str
@@ -57,6 +59,7 @@ class Facts:
     states: tuple[StateValue, ...]
     starts: Mapping[str, np.ndarray]
     graph_hash: str
+    largest_input: float | None
 
 
 def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
@@ -92,8 +95,8 @@ def facts_of(model: onnx.ModelProto, path: Path) -> Facts:
         raise ArtifactError(f"{path}: its operator sets are {opsets}, allowed are {OPSETS}; export again")
     try:
         states = tuple(
-            StateValue(str(name), tuple(int(size) for size in shape), start if isinstance(start, str) else float(start))
-            for name, shape, start in json.loads(said["states"])
+            StateValue(str(name), tuple(shape), start if isinstance(start, str) else float(start), bool(whole))
+            for name, shape, start, whole in json.loads(said["states"])
         )
         entering, leaving = json.loads(said["input"]), json.loads(said["output"])
         tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -110,6 +113,7 @@ def facts_of(model: onnx.ModelProto, path: Path) -> Facts:
                 if isinstance(each.start, str)
             },
             graph_hash=said["graph_hash"],
+            largest_input=float(said["largest_input"]) if said["arithmetic"] == "fixed-point" else None,
         )
     except UNREADABLE as error:
         raise _unreadable(path, error) from error

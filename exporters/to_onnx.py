@@ -103,8 +103,11 @@ class OnnxExporter:
         """
         facts, found = run_model(artifact.file(ROLES[self.form]), inputs, optimize=self.optimize)
         name, kind = facts.output
+        kept = np.float32 if facts.largest_input is None else np.int32  # as `simulate` keeps membranes
         traces = {
-            layer: Trace(spikes=_spikes(found[layer])) if shown == "spikes" else Trace(v=torch.from_numpy(found[layer]))
+            layer: Trace(spikes=_spikes(found[layer]))
+            if shown == "spikes"
+            else Trace(v=torch.from_numpy(found[layer].astype(kept)))
             for layer, shown in facts.layers.items()
         }
         output = _spikes(found[name]) if kind == "spikes" else torch.from_numpy(found[name])

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+import fixed_point_strategies
 import networks
 import recurrent_networks
 import slamp
+from exporters.onnx_integers import _check_sums, largest_input
 from exporters.to_onnx import OnnxExporter
-from slamp.errors import ArtifactError, RasterError, RunFileError, UnsupportedNodeError
+from slamp.errors import ArtifactError, GraphError, RasterError, RunFileError, UnsupportedNodeError
 from slamp.graph import SpikingGraph
 from slamp.manifest import Artifact
 from slamp.nodes import (
@@ -277,7 +279,8 @@ def test_a_stream_needs_nothing_but_the_file(tmp_path: Path) -> None:
     assert said["graph_hash"] == graph.hash
     assert float(said["dt"]) == graph.dt
     states = {
-        name: np.full((raster.batch, *shape), start, np.float32) for name, shape, start in json.loads(said["states"])
+        name: np.full((raster.batch, *shape), start, np.int64 if whole else np.float32)
+        for name, shape, start, whole in json.loads(said["states"])
     }
     assert set(states) == {value.name for value in model.graph.input} - {graph.input}
     stepping = onnxruntime.InferenceSession(tmp_path / "out" / "step.onnx")
@@ -474,24 +477,77 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         slamp.load_onnx(tmp_path / "foreign.onnx")
 
 
-def fixed_point() -> SpikingGraph:
-    net, raster = networks.build("dense_if")
-    graph = slamp.capture(net, raster)
-    return slamp.quantize(graph, slamp.load_profile("loihi2"), slamp.calibrate(graph, raster))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(network=fixed_point_strategies.networks())
+def test_fixed_point_is_exact(tmp_path: Path, network: fixed_point_strategies.Network) -> None:
+    """Every cell, and the states after the last step, as Lava's integers are; recurrence, delays, graded inputs."""
+    graph, whole = network.graph(), network.raster()
+    raster = SpikeRaster(whole.data[:40], whole.dt, kind=whole.kind)
+    expected = simulate(graph, raster, record="all")
+    assume(expected.spike_count)
+    try:
+        artifact = OnnxExporter().write(graph, tmp_path / "out")
+        runs = {
+            (form, optimize): OnnxExporter(form=form, optimize=optimize).replay(artifact, raster)
+            for form, optimize in product(FORMS, (True, False))
+        }
+    except (UnsupportedNodeError, RasterError):
+        largest = 1.0 if raster.is_spikes else float(raster.data.abs().max())
+        with pytest.raises(GraphError, match="its sums may reach"):
+            _check_sums(graph, largest)
+        return
+    for run in runs.values():
+        assert torch.equal(run.output.data, expected.output.data)
+        for name, trace in run.traces.items():
+            assert trace.spikes is None or torch.equal(trace.spikes, expected[name].spikes), name
+            assert trace.v is None or torch.equal(trace.v, expected[name].v), name
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "sequence.onnx")
+    states = [value.name for value in session.get_outputs() if value.name.endswith(("/v_out", "/i_out"))]
+    ends = session.run(states, {graph.input: raster.numpy().astype(np.float32)})
+    assert len(states) == 2 * len(expected.traces)
+    for path, found in zip(states, ends, strict=True):
+        name, _, letter = path.removesuffix("_out").partition("/")
+        assert found.dtype == np.int64
+        assert np.array_equal(found, getattr(expected[name], letter)[-1].numpy()), path
+    for form in FORMS:
+        onnx.checker.check_model(str(tmp_path / "out" / f"{form}.onnx"), full_check=True)
+        assert slamp.load_onnx(tmp_path / "out" / f"{form}.onnx").hash == graph.hash
 
 
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (fixed_point, "graph: is in fixed point, .* export the float graph"),
-    ],
-    ids=["fixed_point"],
-)
-def test_what_onnx_cannot_say_is_refused_before_a_byte(
-    make: Callable[[], SpikingGraph], words: str, tmp_path: Path
-) -> None:
-    with pytest.raises(UnsupportedNodeError, match=words):
-        OnnxExporter().write(make(), tmp_path / "out")
+def test_a_quantized_network_is_identical(tmp_path: Path) -> None:
+    """With pools, shared windows and biases; a changed weight is different, for integers know no ties."""
+    net, raster = networks.build("conv_pool_norm")
+    graph = slamp.fold_batchnorm(slamp.capture(net, raster), raster).graph
+    graph = slamp.quantize(graph, slamp.load_profile("loihi2"), slamp.calibrate(graph, raster))
+    artifact = proven(graph, raster, tmp_path / "out")
+    assert slamp.verify(artifact, graph, raster).verdict == "identical"
+    name, node = list(graph.weighted.items())[-1]
+    other = graph.with_nodes({name: replace(node, weight=frozen_array(node.weight[::-1]))})
+    wrong = OnnxExporter().write(other, tmp_path / "wrong")
+    result = slamp.verify(artifact, graph, raster, runner=lambda _, inputs: OnnxExporter().replay(wrong, inputs))
+    assert result.verdict == "different"
+    half = SpikeRaster(raster.data / 2, raster.dt, kind="analog")
+    with pytest.raises(RasterError, match=r"holds fractions, or values up to 0\.5"):
+        OnnxExporter().replay(artifact, half)
+
+
+def test_sums_that_float32_cannot_hold_are_refused_before_a_byte(tmp_path: Path) -> None:
+    shape = (1, 4, 4)
+    nodes: dict[str, Node] = {
+        "in": Input((4, 4, 4)),
+        "c": Conv2d(uniform(255 / 256, (1, 4, 3, 3)), None, (1, 1), (1, 1), (1, 1), 1),
+        "n": IF(uniform(64.0, shape), uniform(0.0, shape)),
+        "out": Output(shape),
+    }
+    graph = SpikingGraph(nodes, tuple(pairwise(nodes)), DT, slamp.FixedPoint())
+    assert largest_input(graph) * 36 * 255 <= 2**24 < largest_input(graph) * 2 * 36 * 255
+    wide = (1 << 9, 12, 12)
+    nodes["in"] = Input(wide)
+    nodes["c"] = Conv2d(uniform(255 / 256, (1, *wide)), None, (1, 1), (0, 0), (1, 1), 1)
+    nodes["n"], nodes["out"] = IF(uniform(64.0, (1, 1, 1)), uniform(0.0, (1, 1, 1))), Output((1, 1, 1))
+    graph = SpikingGraph(nodes, tuple(pairwise(nodes)), DT, slamp.FixedPoint())
+    with pytest.raises(UnsupportedNodeError, match=r"c: its sums may reach 18800640 units; allowed are 2\^24"):
+        OnnxExporter().write(graph, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

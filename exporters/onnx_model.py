@@ -339,6 +339,7 @@ def _value(name: str, shape: Shape, *before: str, whole: bool = False) -> onnx.V
 
 def _collapsed(array: np.ndarray) -> np.ndarray:
     """Return a parameter without axes where it is the same everywhere, sign of zero included."""
-    flat = array.reshape(-1) if 0 not in array.strides or array.ndim == 0 else array[(0,) * array.ndim].reshape(1)
-    same = bool((flat == flat[0]).all()) and (flat[0] != 0 or len(set(np.signbit(flat).tolist())) == 1)
+    everywhere = not any(array.strides)  # a view of one number
+    flat = array[(0,) * array.ndim].reshape(1) if everywhere else array.reshape(-1)
+    same = bool((flat == flat[0]).all()) and (flat[0] != 0 or len(np.unique(np.signbit(flat))) == 1)
     return np.array(flat[0]) if same else array

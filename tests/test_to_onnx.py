@@ -229,6 +229,18 @@ def test_every_neuron_is_equal_on_several_edges(kind: type[Neuron], vary: bool, 
     proven(graph, raster_for(graph), tmp_path / "out")
 
 
+def test_parameters_of_channels_stay_apart(tmp_path: Path) -> None:
+    """Views that repeat one number per channel, as captured networks have them, are not uniform."""
+    graph = chain()
+    channels = np.broadcast_to(np.array([0.1, 0.6], np.float32)[:, None, None], (2, 4, 6))
+    graph = graph.with_nodes({"z": replace(graph.nodes["z"], v_threshold=channels, v_leak=channels / 4)})
+    other = graph.with_nodes({"z": replace(graph.nodes["z"], v_threshold=uniform(0.1, (2, 4, 6)))})
+    raster = raster_for(graph)
+    first, second = (simulate(each, raster, record="spikes")["z"].spikes for each in (graph, other))
+    assert not torch.equal(first, second)
+    proven(graph, raster, tmp_path / "out")
+
+
 @st.composite
 def random_graphs(draw: st.DrawFn) -> SpikingGraph:
     """Layers of drawn types; each reads one or two earlier values, some of them its own, late."""

@@ -37,7 +37,7 @@ from slamp.profile import Profile, installed_profiles, load_profile
 from slamp.prune import Pruned, Pruning, prune
 from slamp.quantize import quantize
 from slamp.raster import SpikeRaster, join, load_samples, save_samples
-from slamp.reading import load_net, load_nir
+from slamp.reading import load_net, load_nir, load_onnx
 from slamp.recover import recover
 from slamp.retrain import Train, retrain
 from slamp.score import Scores, score
@@ -89,6 +89,7 @@ __all__ = [
     "load_masks",
     "load_net",
     "load_nir",
+    "load_onnx",
     "load_profile",
     "load_pruned",
     "load_samples",

@@ -188,7 +188,7 @@ def _largest_value(name: str, node: Node, bound: float) -> float:
         return bound * node.kernel_size[0] * node.kernel_size[1]
     if not isinstance(node, WEIGHTED):
         return bound
-    largest = _largest_sum(node, bound)
+    largest = largest_sum(node, bound)
     limit = MAX_CONV_SUM if isinstance(node, (Conv1d, Conv2d)) else MAX_SUM
     if largest > limit:
         raise GraphError(
@@ -201,10 +201,8 @@ def _largest_value(name: str, node: Node, bound: float) -> float:
 def _weighted_function(node: Weighted, bound: float, where: str) -> TensorFunction:
     weight = node.weight.astype(np.float64)
     bias = None if isinstance(node, Linear) or node.bias is None else node.bias.astype(np.float64)
-    values = np.concatenate([weight.ravel(), np.zeros(1) if bias is None else bias])
-    nonzero = values[values != 0]
-    unit = 2.0 ** min(common_exponent(nonzero), 0) if nonzero.size else 1.0
-    dtype = _dtype(_largest_sum(node, bound), unit, where)
+    unit = unit_of(node)
+    dtype = _dtype(largest_sum(node, bound), unit, where)
     w = torch.tensor(weight, dtype=dtype)
     b = None if bias is None else torch.tensor(bias, dtype=dtype)
 
@@ -228,7 +226,16 @@ def _apply(node: Weighted, x: torch.Tensor, weight: torch.Tensor, bias: torch.Te
             return F.linear(x, weight, bias)
 
 
-def _largest_sum(node: Weighted, bound: float) -> float:
+def unit_of(node: Weighted) -> float:
+    """Return the power of two, 1 at most, of which weights and bias are whole multiples."""
+    bias = None if isinstance(node, Linear) else node.bias
+    values = np.concatenate([node.weight.ravel(), np.zeros(1) if bias is None else bias]).astype(np.float64)
+    nonzero = values[values != 0]
+    return float(2.0 ** min(common_exponent(nonzero), 0)) if nonzero.size else 1.0
+
+
+def largest_sum(node: Weighted, bound: float) -> float:
+    """Return what a sum over weights cannot exceed in absolute value, for inputs of at most ``bound``."""
     sums = np.abs(node.weight.astype(np.float64)).reshape(node.weight.shape[0], -1).sum(1) * bound
     if not isinstance(node, Linear) and node.bias is not None:
         sums = sums + np.abs(node.bias.astype(np.float64))

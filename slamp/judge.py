@@ -11,6 +11,7 @@ import torch
 from slamp.carried import shown_neurons
 from slamp.compare import Comparison, Difference, shifted
 from slamp.graph import SpikingGraph
+from slamp.nodes import SECOND_TIER
 from slamp.raster import SpikeRaster
 from slamp.rounding import membrane_bound, output_bound
 from slamp.simulate import Recording
@@ -43,6 +44,9 @@ def judge_sample(
     """
     if not isinstance(first.expected, bool):
         return "different", replace(first, cause="value: the analog output is farther off than rounding explains")
+    if unbounded := next((name for name in graph.order if isinstance(graph.nodes[name], SECOND_TIER)), None):
+        kind = type(graph.nodes[unbounded]).__name__
+        return "different", replace(first, cause=f"rounding: no bound is known with a {kind} ({unbounded}), so no ties")
     sample = first.sample
     inside = inputs.samples(sample, sample + 1)
     located = first if first.layer != graph.output else _at_neuron(graph, first, reference, replayed, comparison)

@@ -21,7 +21,7 @@ FORMAT = "slamp-artifact-1"
 MANIFEST = "manifest.json"
 MAX_LATENCY_STEPS = 1_000_000
 GRAPH = "graph.npz"
-PACKAGES = ("slamp", "torch", "norse", "nir", "numpy", "h5py")
+PACKAGES = ("slamp", "torch", "norse", "nir", "numpy", "h5py", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)

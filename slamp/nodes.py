@@ -316,7 +316,7 @@ SPIKING = (IF, LIF, CubaLIF, LIFRefrac, LSNN)
 READOUT = (LI, CubaLI)
 NEURON = (*SPIKING, *READOUT)
 SYNAPTIC = (CubaLIF, LIFRefrac, LSNN, CubaLI)  # neurons with a synaptic current
-SECOND_TIER = (LIFRefrac, LSNN)  # simulated, scored and pruned; no target runs them
+SECOND_TIER = (LIFRefrac, LSNN)  # no bound on their rounding is known: a replay agrees or is different
 # They move values or repeat them; but for a Pad of another value than 0, nothing new comes in.
 WIRING = (Flatten, Reshape, Permute, Take, Place, Upsample2d, Pad)
 POOLS = (SumPool2d, AvgPool2d, MaxPool2d, AdaptiveAvgPool2d)

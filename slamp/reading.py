@@ -54,6 +54,16 @@ def load_nir(path: str | Path, *, dt: float | None = None, reset: Reset = "value
     return _reader("nir")(Path(path), dt=dt, reset=reset)
 
 
+def load_onnx(path: str | Path) -> SpikingGraph:
+    """Return the graph in a ``.onnx`` file that slamp wrote, of either form, bit for bit.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, changed, or was written by another tool.
+        MissingDependencyError: The extra slamp[onnx] is not installed.
+    """
+    return load_file(path, target="onnx")
+
+
 def _reader(name: str) -> Reader:
     for entry in entry_points(group=READERS):
         if entry.name == name:

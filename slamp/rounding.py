@@ -93,8 +93,8 @@ def membrane_bound(graph: SpikingGraph, layer: str, inputs: SpikeRaster, spikes:
         spikes: Spikes by layer, bool (time, batch, *neurons), of every spiking layer upstream and of ``layer`` itself.
 
     Raises:
-        GraphError: ``layer`` is not a layer of neurons, or of a kind no target runs, or the spikes of a layer it needs
-            are not given.
+        GraphError: ``layer`` is not a layer of neurons, or of a kind without a known bound, or the spikes of a layer it
+            needs are not given.
         RasterError: ``inputs`` does not fit the graph.
     """
     if not isinstance(graph.nodes.get(layer), NEURON):
@@ -102,7 +102,7 @@ def membrane_bound(graph: SpikingGraph, layer: str, inputs: SpikeRaster, spikes:
         raise GraphError(f"{layer}: not a layer of neurons; allowed are {allowed}")
     if isinstance(graph.nodes[layer], SECOND_TIER):
         kind = type(graph.nodes[layer]).__name__
-        raise GraphError(f"{layer}: no rounding bound is known for {kind}, which no target runs; use LIFCell")
+        raise GraphError(f"{layer}: no rounding bound is known for {kind}; use LIFCell")
     check_raster(graph, inputs)
     return _evaluated(graph, layer, inputs, spikes)
 

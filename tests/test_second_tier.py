@@ -1,4 +1,4 @@
-"""LIFRefrac and LSNN: Norse's, bit for bit, recurrent too; scored, restored and pruned; refused by every target."""
+"""LIFRefrac and LSNN: Norse's, bit for bit, recurrent too; scored, restored and pruned; refused by NIR and Lava."""
 
 from __future__ import annotations
 

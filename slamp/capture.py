@@ -21,10 +21,8 @@ from slamp.raster import SpikeRaster, join, seconds
 from slamp.read_modules import check_plain_weights
 from slamp.read_neurons import DETERMINISTIC_SPIKE_METHODS, check_neuron
 from slamp.read_sites import Parts, read_sites
-from slamp.running import Recorded, Run, joined_outputs, left_as_found, read_recorded, record, trace_network
+from slamp.running import Recorded, Run, joined_outputs, read_recorded, record, trace_network
 from slamp.sites import Site
-
-evaluation_mode = left_as_found
 
 
 @dataclass(frozen=True)

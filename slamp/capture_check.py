@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from slamp.as_found import left_as_found
 from slamp.dynamics import exact_float32
 from slamp.errors import CaptureError
 from slamp.graph import SpikingGraph
@@ -15,7 +16,7 @@ from slamp.neuron_calls import loops_over_time
 from slamp.nodes import NEURON, SPIKING
 from slamp.raster import SpikeRaster, join
 from slamp.read_sites import Parts
-from slamp.running import Run, joined_outputs, left_as_found, run_style, split_result
+from slamp.running import Run, joined_outputs, run_style, split_result
 from slamp.simulate import stream
 from slamp.sites import IN_PIECES
 from slamp.tracing import tensors_in

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
+from slamp.as_found import left_as_found
 from slamp.errors import SilentNetworkError
 from slamp.neuron_calls import is_neuron
-from slamp.running import left_as_found, run_style
+from slamp.running import run_style
 
 WEIGHTED = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
 PASSES = 12

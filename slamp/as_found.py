@@ -42,7 +42,7 @@ def left_as_found(net: torch.nn.Module) -> Iterator[None]:
             for tensor, mode in zip(leaves, gradients, strict=True):
                 tensor.requires_grad_(mode)
             random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+            np.random.set_state(numpy)  # noqa: NPY002  # the generator users may draw from
 
 
 def _kept(item: Any, depth: int = 0) -> tuple[Any, Any]:

@@ -460,7 +460,7 @@ def _module_calls(wrapper: Callable[..., Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+        torch.nn.Module.__call__ = original  # type: ignore[method-assign]  # as it was
 
 
 def _mapped(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:

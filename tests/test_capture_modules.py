@@ -465,7 +465,7 @@ def snapshot(net: nn.Module) -> dict[str, Any]:
         "gradients": [parameter.grad for parameter in net.parameters()],
         "tensors": {name: (id(tensor), tensor.tolist()) for name, tensor in net.state_dict(keep_vars=True).items()},
         "torch": torch.get_rng_state().tolist(),
-        "numpy": [item.tolist() if isinstance(item, np.ndarray) else item for item in np.random.get_state()],  # noqa: NPY002
+        "numpy": [item.tolist() if isinstance(item, np.ndarray) else item for item in np.random.get_state()],  # noqa: NPY002  # seen
         "call": torch.nn.Module.__call__,
     }
 

@@ -199,18 +199,18 @@ class Stepped(u.StatesByHand):
 
 
 class SeparateStates(Stepped):
-    def forward(self, x: torch.Tensor, s1: Any = None, s2: Any = None) -> Any:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, s1: Any = None, s2: Any = None) -> Any:  # type: ignore[override]  # another forward
         return self.step(x, s1, s2)
 
 
 class MaskFirst(Stepped):
-    def forward(self, x: torch.Tensor, mask: Any = None, state: Any = None) -> Any:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, mask: Any = None, state: Any = None) -> Any:  # type: ignore[override]  # another forward
         z, *after = self.step(x if mask is None else x * mask, *(state or (None, None)))
         return z, tuple(after)
 
 
 class AnyArguments(Stepped):
-    def forward(self, x: torch.Tensor, *more: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, *more: Any) -> Any:  # type: ignore[override]  # another forward
         z, *after = self.step(x, *((more and more[0]) or (None, None)))
         return z, tuple(after)
 

@@ -65,7 +65,7 @@ def copies(node: Node, x: np.ndarray) -> np.ndarray:
             return x.repeat(node.factor[0], 1).repeat(node.factor[1], 2)
         case Pad():
             modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-            return np.pad(x, [(0, 0)] * (x.ndim - len(node.padding)) + list(node.padding), modes[node.mode])  # type: ignore[call-overload]
+            return np.pad(x, [(0, 0)] * (x.ndim - len(node.padding)) + list(node.padding), modes[node.mode])  # type: ignore[call-overload]  # name
         case Permute():
             return x.transpose(node.axes)
         case Reshape():

@@ -128,7 +128,7 @@ def raster_for(graph: SpikingGraph, seed: int) -> SpikeRaster:
 @pytest.mark.parametrize("build", [recurrent_with_skips, residual_maps])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_lava_computes_every_state(build: object, seed: int, tmp_path: Path) -> None:
-    graph: SpikingGraph = build(seed)  # type: ignore[operator]
+    graph: SpikingGraph = build(seed)  # type: ignore[operator]  # parametrized
     raster = raster_for(graph, seed)
     artifact = slamp.export(graph, to="lava", directory=tmp_path / "out", golden=raster)
     assert artifact.manifest["options"]["form"] == "processes"
@@ -141,7 +141,7 @@ def test_lava_computes_every_state(build: object, seed: int, tmp_path: Path) -> 
 def test_the_file_read_back_computes_the_same(build: object, tmp_path: Path) -> None:
     from exporters.to_lava import reread
 
-    graph: SpikingGraph = build(0)  # type: ignore[operator]
+    graph: SpikingGraph = build(0)  # type: ignore[operator]  # parametrized
     raster = raster_for(graph, 0)
     artifact = slamp.export(graph, to="lava", directory=tmp_path / "out")
     assert slamp.verify(artifact, graph, raster, runner=reread).verdict == "identical"

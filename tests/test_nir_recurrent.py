@@ -97,7 +97,7 @@ def raster_for(graph: SpikingGraph, seed: int, *, batch: int = BATCH, time: int 
 def rewrite(artifact: slamp.Artifact, change: object) -> None:
     path = artifact.file("network")
     network = nir.read(path, type_check=False)
-    change(network)  # type: ignore[operator]
+    change(network)  # type: ignore[operator]  # parametrized
     nir.write(path, network)
 
 

@@ -44,7 +44,7 @@ SMALL_IMAGES, CIFAR = (1, 28, 28), (3, 32, 32)
 def seen_firing(graph: SpikingGraph, raster: SpikeRaster) -> None:
     """Fail unless every layer of spikes fires: what is silent proves nothing."""
     recording = simulate(graph, raster, record="spikes")
-    counts = {name: int(recording.traces[name].spikes.sum()) for name in graph.spiking}  # type: ignore[union-attr]
+    counts = {name: int(recording.traces[name].spikes.sum()) for name in graph.spiking}  # type: ignore[union-attr]  # recorded
     assert counts
     assert all(counts.values()), counts
 
@@ -119,7 +119,7 @@ def test_vgg11_with_batch_normalization_is_captured_and_pruned(tmp_path: Path) -
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0.0, 0.1)  # type: ignore[union-attr]  # statistics are kept
-                module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]  # has statistics
                 module.bias.normal_(0.0, 0.1)
     enliven(net, raster.data.to(torch.float32))
     _, sparse = pruned_and_captured(net, raster)

@@ -213,12 +213,12 @@ def test_outputs_are_spikes_where_they_are_moved_and_nothing_else_where_they_are
         (MaxPool2d((5, 2), (1, 1)), "allowed is an input that every window reads"),
         (AdaptiveAvgPool2d((0, 2)), r"output_size is \(0, 2\); allowed are sides of 1"),
         (Upsample2d((2, 0)), r"factor is \(2, 0\); allowed are whole numbers"),
-        (Upsample2d((1.5, 2)), r"factor is \(1.5, 2\); allowed are whole numbers"),  # type: ignore[arg-type]
+        (Upsample2d((1.5, 2)), r"factor is \(1.5, 2\); allowed are whole numbers"),  # type: ignore[arg-type]  # wrong
         (Pad(((-1, 0),)), r"allowed are pairs of 0 and more, cut off with Take"),
         (Pad(()), r"padding is \(\)"),
         (Pad(((0, 0), (4, 0)), "reflect"), r"padding \(4, 0\) of axis 2; allowed is up to 3 in mode 'reflect'"),
         (Pad(((5, 0), (0, 0)), "circular"), "allowed is up to 4 in mode 'circular'"),
-        (Pad(((1, 1),), "mirror"), "mode is 'mirror'; allowed are constant, reflect"),  # type: ignore[arg-type]
+        (Pad(((1, 1),), "mirror"), "mode is 'mirror'; allowed are constant, reflect"),  # type: ignore[arg-type]  # wrong
         (Pad(((1, 1),), "reflect", 1.0), "value is 1 in mode 'reflect'"),
         (Pad(((1, 1),), "constant", float("inf")), "value is inf"),
         (Pad(((1, 1), (0, 0), (0, 0), (0, 0))), "allowed is 4 axes"),

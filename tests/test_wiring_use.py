@@ -159,7 +159,7 @@ def test_a_moved_output_cell_is_judged_by_the_neuron_behind_it(margin: float, ve
 def test_a_wrong_moved_output_after_a_tie_is_different(tmp_path: Path) -> None:
     graph = turned(tie_graph(2.0**-22))
     tied = nudged(graph, 2.0**-21)
-    worse = tied.with_nodes({"lif2": replace(tied.nodes["lif2"], v_threshold=uniform(0.4, (4,)))})  # type: ignore[type-var]
+    worse = tied.with_nodes({"lif2": replace(tied.nodes["lif2"], v_threshold=uniform(0.4, (4,)))})  # type: ignore[type-var]  # LIF
     inputs = raster(graph)
     a, b = (simulate(one, inputs).output.data for one in (graph, tied))
     sample = int((a != b).flatten(2).any(2).any(0).nonzero()[0])

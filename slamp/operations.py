@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def _conv(reader: Interpreter, call: Call) -> Meaning:
         _tuple(found["dilation"], axes),
         int(found["groups"]),
     )
-    return reader.lifted(call, [_one_step(reader, call, found["input"])], Operation("conv", settings, constants))
+    return _lifted_one(reader, call, found["input"], Operation("conv", settings, constants))
 
 
 @handles("batch_norm")
@@ -216,9 +216,8 @@ def _max_pool(reader: Interpreter, call: Call) -> Meaning:
     )
     if found["ceil_mode"] or found["return_indices"] or _tuple(found["dilation"], 2) != (1, 1):
         raise reader.refuse(call, "has ceil_mode, dilation or return_indices", "use the defaults")
-    kernel = _tuple(found["kernel_size"], 2)
-    settings = (kernel, _tuple(found["stride"], 2) if found["stride"] else kernel, _tuple(found["padding"], 2))
-    return reader.lifted(call, [_one_step(reader, call, found["input"])], Operation("max_pool", settings))
+    settings = (*_window(found), _tuple(found["padding"], 2))
+    return _lifted_one(reader, call, found["input"], Operation("max_pool", settings))
 
 
 @handles("avg_pool2d")
@@ -238,7 +237,7 @@ def _avg_pool(reader: Interpreter, call: Call) -> Meaning:
         count_include_pad=True,
         divisor_override=None,
     )
-    kernel, padding = _tuple(found["kernel_size"], 2), _tuple(found["padding"], 2)
+    padding = _tuple(found["padding"], 2)
     uncounted = padding != (0, 0) and not found["count_include_pad"]
     if found["ceil_mode"] or uncounted or found["divisor_override"] is not None:
         raise reader.refuse(
@@ -246,8 +245,8 @@ def _avg_pool(reader: Interpreter, call: Call) -> Meaning:
             "with ceil_mode, divisor_override or count_include_pad=False under padding is not captured",
             "use the defaults",
         )
-    settings = (kernel, _tuple(found["stride"], 2) if found["stride"] else kernel, padding)
-    return reader.lifted(call, [_one_step(reader, call, found["input"])], Operation("avg_pool", settings))
+    settings = (*_window(found), padding)
+    return _lifted_one(reader, call, found["input"], Operation("avg_pool", settings))
 
 
 @handles("lp_pool2d")
@@ -259,9 +258,8 @@ def _lp_pool(reader: Interpreter, call: Call) -> Meaning:
             f"with norm_type {found['norm_type']}, ceil_mode {found['ceil_mode']} is not captured",
             "allowed is norm_type 1 (sum pooling) without ceil_mode",
         )
-    kernel = _tuple(found["kernel_size"], 2)
-    settings = (kernel, _tuple(found["stride"], 2) if found["stride"] else kernel)
-    return reader.lifted(call, [_one_step(reader, call, found["input"])], Operation("sum_pool", settings))
+    settings = _window(found)
+    return _lifted_one(reader, call, found["input"], Operation("sum_pool", settings))
 
 
 @handles("adaptive_avg_pool2d")
@@ -279,7 +277,7 @@ def _upsample(reader: Interpreter, call: Call) -> Meaning:
             call, f"goes from {before} to {after} by mode {found['mode']!r}", "allowed is nearest by whole factors"
         )
     settings = tuple(b // a for a, b in zip(before, after, strict=True))
-    return reader.lifted(call, [_one_step(reader, call, x)], Operation("upsample", settings))
+    return _lifted_one(reader, call, x, Operation("upsample", settings))
 
 
 @handles("pad")
@@ -288,7 +286,7 @@ def _pad(reader: Interpreter, call: Call) -> Meaning:
     pads = tuple(int(item) for item in found["pad"])
     value = float(found["value"] or 0.0) if found["mode"] == "constant" else 0.0
     settings = (pads, str(found["mode"]), value)
-    return reader.lifted(call, [_one_step(reader, call, found["input"])], Operation("pad", settings))
+    return _lifted_one(reader, call, found["input"], Operation("pad", settings))
 
 
 # Readouts over time
@@ -338,6 +336,17 @@ def after_reading(reader: Interpreter, call: Call, read: Read) -> Read:
 
 
 # Helpers
+
+
+def _window(found: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the sides of a pool's windows and how far they move."""
+    kernel = _tuple(found["kernel_size"], 2)
+    return kernel, _tuple(found["stride"], 2) if found["stride"] else kernel
+
+
+def _lifted_one(reader: Interpreter, call: Call, value: Any, operation: Operation) -> Meaning:
+    """Make the instance of an operation on the values of one step."""
+    return reader.lifted(call, [_one_step(reader, call, value)], operation)
 
 
 def _one_step(reader: Interpreter, call: Call, value: Any) -> Meaning | Value:

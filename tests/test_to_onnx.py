@@ -584,3 +584,27 @@ def test_a_raster_must_fit(tmp_path: Path) -> None:
     for wrong in (SpikeRaster(fitting.data[..., :5], DT), SpikeRaster(fitting.data, 2 * DT)):
         with pytest.raises(RasterError, match=r"the artifact's network takes \(2, 4, 6\)"):
             OnnxExporter().replay(artifact, wrong)
+
+
+@pytest.mark.parametrize("kind", [IF, LIF, CubaLIF, LIFRefrac, LSNN])
+def test_a_membrane_at_its_threshold_does_not_fire(kind: type[Neuron], tmp_path: Path) -> None:
+    half, one, none = (uniform(value, (1,)) for value in (0.5, 1.0, 0.0))
+    synapse = {"decay_syn": one} if kind in (CubaLIF, LIFRefrac, LSNN) else {}
+    leak = {} if kind is IF else {"decay_mem": half, "v_leak": none}
+    own = {LIFRefrac: {"refractory_steps": none}, LSNN: {"decay_adapt": none, "beta": none}}.get(kind, {})
+    made = kind(v_threshold=one, v_reset=none, **synapse, **leak, **own)
+    nodes: dict[str, Node] = {"input": Input((1,)), "n": made, "output": Output((1,))}
+    graph = SpikingGraph(nodes, tuple(pairwise(nodes)), DT)
+    at = 1.0 if kind is IF else 2.0  # reaches the threshold exactly; twice that passes it
+    values = torch.zeros(4, 2, 1)
+    values[0, 0], values[0, 1] = at, 2 * at
+    raster = SpikeRaster(values, DT, kind="analog")
+    expected = simulate(graph, raster, record="all")
+    v = expected["n"].v
+    assert v is not None
+    assert bool((v == 1.0).any()), "no membrane at the threshold, so nothing is asked"
+    assert expected.spike_count > 0
+    artifact = OnnxExporter().write(graph, tmp_path / "out")
+    for form in FORMS:
+        found = OnnxExporter(form=form).replay(artifact, raster)
+        assert torch.equal(found.output.data, expected.output.data)
